@@ -30,6 +30,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import sys
 import tempfile
 import warnings
@@ -81,14 +82,15 @@ def load_image(source) -> Image.Image:
     if isinstance(source, Image.Image):
         return _to_rgb(source)
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise VLScoreError(f"{path} is a folder: give the path of one image")
-    if not path.exists():
+    if not os.path.exists(path):
         raise VLScoreError(f"{path} does not exist: check the image's path")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            # An open file, not its path: Pillow 13 turns an uncompressed TIFF wrongly by its path.
+            with open(path, "rb") as file, Image.open(file) as image:
                 return _to_rgb(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         limit = Image.MAX_IMAGE_PIXELS / 1e6
@@ -207,13 +209,17 @@ class Model:
         """Embed N prompts -> (N, D), unit, float32.
 
         Raises:
-            VLScoreError: a prompt is empty, holds a NUL character or is over 77 tokens.
+            VLScoreError: a prompt is empty, holds a NUL character, is not Unicode or is over 77 tokens.
         """
+        if isinstance(prompts, str):
+            raise VLScoreError(f"one text where a list belongs: write [{prompts!r}]")
         for prompt in prompts:
             if not prompt.strip():
                 raise VLScoreError("the prompt is empty: write what to look for")
             if "\0" in prompt:
                 raise VLScoreError(f"the prompt {prompt!r} holds a NUL character: take it out")
+            if any("\ud800" <= character <= "\udfff" for character in prompt):
+                raise VLScoreError(f"the prompt {prompt!r} is not valid Unicode: write it in UTF-8")
             if (tokens := self._count_tokens(prompt)) > MAX_TOKENS:
                 raise VLScoreError(
                     f"the prompt {prompt[:30]!r}… has {tokens} tokens, at most {MAX_TOKENS} fit: shorten it"
@@ -431,7 +437,7 @@ def principal_maps(maps: torch.Tensor, n: int) -> torch.Tensor:
     from sklearn.decomposition import PCA
 
     _, C, h, w = maps.shape
-    if not 1 <= n <= min(C, h * w):
+    if not isinstance(n, int) or not 1 <= n <= min(C, h * w):
         raise VLScoreError(f"pca={n} is out of range: choose 1 to {min(C, h * w)} components")
     found = []
     for image in maps.flatten(2).transpose(1, 2).cpu().numpy():  # (h·w, C)
@@ -570,7 +576,8 @@ class _MiniLM(torch.nn.Module):
             ids = torch.nn.utils.rnn.pad_sequence([encoded[n] for n in rows], batch_first=True)
             ids = ids.to(self.words.weight.device)  # (n, L)
             x = self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]])  # (n, L, 384)
-            padding = ids == 0  # [PAD] is token 0
+            lengths = torch.tensor([len(encoded[n]) for n in rows], device=ids.device)
+            padding = torch.arange(ids.shape[1], device=ids.device) >= lengths[:, None]  # (n, L)
             states = self.blocks(x, src_key_padding_mask=padding).masked_fill(padding[..., None], 0)
             found[rows] = unit(states.sum(1)).cpu()  # the mean's direction
         return found
@@ -624,7 +631,7 @@ def load_model(name: str = "auto", device: str | None = None) -> Model:
         return Lite0MiniLM(name, device)
     if name in CLIP_NAMES:
         return ClipModel(name, _download_clip(name), device)
-    if Path(name).is_file():
+    if os.path.isfile(name):
         return ClipModel(name, load_checkpoint(name), device)
     raise VLScoreError(
         f"unknown model {name!r}: choose {OFFLINE_MODEL}, {', '.join(CLIP_NAMES)} or the path of a checkpoint"
@@ -657,15 +664,12 @@ def load_checkpoint(path) -> torch.nn.Module:
     build_model = import_clip().model.build_model
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit's deprecation
+            warnings.simplefilter("ignore")  # remarks on the pickle's age
             if _is_torchscript(path):
-                # TorchScript's own unpickler makes tensors and scripted classes, no Python objects.
-                state = torch.jit.load(path, map_location="cpu").state_dict()
+                state = read_torchscript(path)
             else:
                 state = torch.load(path, map_location="cpu", weights_only=True)
-        # OpenAI's archives hold three numbers beside the weights.
-        facts = ("input_resolution", "context_length", "vocab_size")
-        state = {key: value for key, value in state.items() if key not in facts}
+        state = {key: value for key, value in state.items() if not key.endswith(NOT_WEIGHTS)}
         model = build_model(dict(state)).float()
         # build_model rounds the weights to fp16; take those of the file.
         model.load_state_dict(state)
@@ -678,11 +682,65 @@ def load_checkpoint(path) -> torch.nn.Module:
     return model
 
 
+# What OpenAI's archives hold beside the weights.
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+
+
 def _is_torchscript(path):
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def read_torchscript(path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a TorchScript archive by name, and nothing else of it.
+
+    `torch.jit.load` would run the archive's own code where a module defines ``__setstate__``, and
+    `torch.load` refuses such archives with ``weights_only=True``.
+
+    Raises:
+        pickle.UnpicklingError: the archive refers to anything but tensors and its own classes.
+    """
+    with zipfile.ZipFile(path) as archive:
+        root = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        module = _TensorsOnly(archive, root.removesuffix("data.pkl")).load()
+    return dict(_named_tensors(module, ""))
+
+
+class _Record:
+    """An object of an archive's own class: its attributes alone."""
+
+
+class _TensorsOnly(pickle.Unpickler):
+    def __init__(self, archive, folder):
+        super().__init__(BytesIO(archive.read(f"{folder}data.pkl")))
+        self.archive, self.folder = archive, folder
+
+    def find_class(self, module, name):
+        if module.startswith("__torch__"):
+            return _Record
+        if module == "torch" and name.endswith("Storage"):
+            return getattr(torch, name).dtype
+        if module == "torch.jit._pickle" and name.startswith("build_"):
+            return list
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda values, offset, size, stride, *_: values.as_strided(size, stride, offset)
+        if (module, name) == ("collections", "OrderedDict"):
+            return dict
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+
+    def persistent_load(self, reference):
+        _, dtype, key, _, _ = reference
+        return torch.frombuffer(bytearray(self.archive.read(f"{self.folder}data/{key}")), dtype=dtype)
+
+
+def _named_tensors(module, prefix):
+    for name, value in vars(module).items():
+        if isinstance(value, torch.Tensor):
+            yield prefix + name, value
+        elif isinstance(value, _Record):
+            yield from _named_tensors(value, f"{prefix}{name}.")
 
 
 # ── Text: one embedding for a class with several names, or for several wordings ──────────────────
@@ -852,9 +910,10 @@ def encode(
     elif batch_size < 1:
         raise VLScoreError(f"batch_size is {batch_size}: give 1 or more")
     # A constant map masks everything: its image is the base image, whose embedding is known.
-    for rows in progress(varies(chosen).nonzero()[:, 0].split(batch_size)):
+    varying = varies(chosen).nonzero()[:, 0]
+    for rows in progress(varying.split(batch_size) if len(varying) else ()):
         embeddings[rows] = encoder(pixels * masks(chosen[rows], model.input_size)[:, None])
-    if not embeddings.isfinite().all():
+    if not torch.stack([*embeddings, base_embedding, image_embedding]).isfinite().all():
         if choose_precision(precision, model.device) == "float32":
             raise VLScoreError(f"{model.name} gives embeddings that are not finite: check its weights")
         return encode(model, image, layer, maps, pca, keep, "float32", batch_size, fit, progress)
@@ -909,7 +968,9 @@ def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float
     beats = s > base
     if not beats.any():
         return None
-    return (s / temperature).masked_fill(~beats, -torch.inf).softmax(0)
+    # In float64, relative to the best, since s / τ overflows float32 when τ is tiny.
+    logits = (s - s[beats].max()).double() / temperature
+    return logits.masked_fill(~beats, -torch.inf).softmax(0).float()
 
 
 def saliency(encoding: Encoding, text_embedding: torch.Tensor, temperature: float = 1.0):
@@ -1087,16 +1148,22 @@ def read_voc(path) -> tuple[str, tuple[int, int], list[tuple[str, tuple[int, int
 
     try:
         root = parse(path).getroot()
-        file = f"{root.findtext('folder')}/{root.findtext('filename')}"
-        size = int(root.findtext("size/width")), int(root.findtext("size/height"))
+        file = f"{_field(root, 'folder')}/{_field(root, 'filename')}"
+        size = int(_field(root, "size/width")), int(_field(root, "size/height"))
         objects = []
         for each in root.iter("object"):
-            corners = (int(each.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
+            corners = (int(_field(each, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
             x0, y0, x1, y1 = corners
-            objects.append((each.findtext("name"), (x0, y0, x1 + 1, y1 + 1)))
+            objects.append((_field(each, "name"), (x0, y0, x1 + 1, y1 + 1)))
     except Exception as error:  # parsers, defusedxml's refusals, missing or odd fields
         raise VLScoreError(f"{path} is no VOC annotation ({error}): mend or replace it") from None
     return file, size, objects
+
+
+def _field(element, path):
+    if not (text := element.findtext(path)):
+        raise ValueError(f"it has no {path}")
+    return text
 
 
 def hand_boxed_photos(folder) -> dict[str, Annotated]:
@@ -1124,7 +1191,7 @@ def hand_boxed_photos(folder) -> dict[str, Annotated]:
 def write_whole(path, content: bytes) -> None:
     """Write a file whole or not at all: an existing one stays as it was if anything fails."""
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".vlscore-")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -1246,7 +1313,10 @@ class _Parser(argparse.ArgumentParser):
 
 def _keep(text):
     """``64`` is a number of maps, ``0.9`` a share of their energy."""
-    return int(text) if text.lstrip("+-").isdigit() else float(text)
+    try:
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
 
 
 def _parser():
@@ -1276,6 +1346,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = _parser().parse_args(argv)
         {"localize": _run_localize, "models": _run_models}[options.command](options)
+        sys.stdout.flush()
         return 0
     except VLScoreError as error:
         message, code = str(error), 2
@@ -1324,19 +1395,28 @@ def _check_numbers(options):
     select_maps(torch.zeros(1, 1, 1), options.keep)
 
 
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
+
+
 def _check_output(path):
     """Tell of a picture that cannot be written before the long part."""
     if path is None:
         return
-    from matplotlib.backend_bases import FigureCanvasBase
+    file = Path(path)
+    if file.suffix.lower() not in PICTURE_ENDINGS:
+        raise VLScoreError(f"--out {path} has none of the endings {', '.join(PICTURE_ENDINGS)}: use .png")
+    try:
+        is_folder = file.is_dir()
+        with tempfile.TemporaryFile(dir=file.parent):
+            is_locked = file.exists() and not os.access(file, os.W_OK)
+    except OSError as error:
+        raise _unwritable(path, error.strerror) from None
+    if is_folder or is_locked:
+        raise _unwritable(path, "it is a folder" if is_folder else "it is read-only")
 
-    file, kinds = Path(path), FigureCanvasBase.get_supported_filetypes()
-    if file.suffix[1:].lower() not in kinds:
-        raise VLScoreError(f"--out {path} has no picture's ending: use .png")
-    if file.is_dir() or not file.parent.is_dir():
-        raise VLScoreError(f"--out {path} is no file in an existing folder: make the folder first")
-    if not os.access(file.parent, os.W_OK) or (file.exists() and not os.access(file, os.W_OK)):
-        raise VLScoreError(f"--out {path} cannot be written: choose another place")
+
+def _unwritable(path, reason):
+    return VLScoreError(f"--out {path} cannot be written ({reason}): choose another place")
 
 
 def _write_picture(path, figure):
@@ -1347,9 +1427,7 @@ def _write_picture(path, figure):
     try:
         write_whole(path, content.getvalue())
     except OSError as error:
-        raise VLScoreError(
-            f"--out {path} cannot be written ({error.strerror}): choose another place"
-        ) from None
+        raise _unwritable(path, error.strerror) from None
 
 
 def _progress(batches):

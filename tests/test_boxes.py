@@ -217,9 +217,10 @@ def test_the_threshold_is_a_share_of_the_maximum_above_the_minimum():
     assert vlscore.find_boxes(saliency, encoding, 0.26) == [(0, 0, 3, 3)]
 
 
-def test_boxes_do_not_depend_on_the_saliency_s_scale():
+@pytest.mark.parametrize("scale", [1e4, 1e-7])
+def test_boxes_do_not_depend_on_the_saliency_s_scale(scale):
     saliency, encoding = torch.rand(5, 5, generator=torch.manual_seed(0)), fitted((64, 48))
-    assert vlscore.find_boxes(saliency * 1e4, encoding) == vlscore.find_boxes(saliency, encoding) != []
+    assert vlscore.find_boxes(saliency * scale, encoding) == vlscore.find_boxes(saliency, encoding) != []
 
 
 def test_the_encoding_s_threshold_is_the_default():
@@ -233,7 +234,7 @@ def test_an_absent_object_has_no_boxes():
     assert vlscore.find_boxes(None, fitted((64, 48))) == []
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, 7.0])
+@pytest.mark.parametrize("value", [0.0, 0.1, 5.3, 123.4])
 def test_a_constant_saliency_map_has_no_boxes(value):
     assert vlscore.find_boxes(torch.full((7, 7), value), fitted((64, 48), side=224)) == []
 

@@ -189,7 +189,7 @@ def test_a_picture_has_a_row_a_prompt(localize, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["one.png", "three.png"]
 
 
-@pytest.mark.parametrize("prompt", ["a happy cat 😀", "a cat for $5", r"$\frac{ of $a$ cat", "a\ncat_^&#%"])
+@pytest.mark.parametrize("prompt", ["a happy cat 😀", "a cat for $5", r"$\frac{$ cat", "a\ncat_^&#%"])
 def test_a_picture_with_odd_characters_in_a_prompt(localize, tmp_path, prompt):
     localize(prompt, "--out", tmp_path / "picture.png")
     assert picture(tmp_path / "picture.png").width > 600
@@ -315,6 +315,11 @@ def test_missing_and_unknown_arguments(run, arguments):
 def test_a_bad_option_is_told_before_a_model_is_loaded(fails, monkeypatch, chelsea):
     monkeypatch.setattr(vlscore, "load_model", lambda *_: pytest.fail("loaded"))
     assert "threshold" in fails(chelsea, CAT, "--threshold", 2)
+
+
+def test_a_bad_prompt_is_told_before_the_long_part(fails, offline, monkeypatch, chelsea):
+    monkeypatch.setattr(vlscore, "encode", lambda *_, **__: pytest.fail("encoded"))
+    assert "empty" in fails(chelsea, CAT, "")
 
 
 # ── Models ───────────────────────────────────────────────────────────────────────────────────────

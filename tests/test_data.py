@@ -49,6 +49,7 @@ def test_an_annotation_may_have_no_objects(annotation):
 LAUGHS = "".join(f'<!ENTITY l{n + 1} "{f"&l{n};" * 10}">' for n in range(9))
 REFUSED = {
     "billion laughs": f'<!DOCTYPE a [<!ENTITY l0 "ha">{LAUGHS}]>' + ANNOTATION.replace("cat", "&l9;"),
+    "an entity": '<!DOCTYPE a [<!ENTITY l0 "ha">]>' + ANNOTATION.replace("cat", "&l0;"),
     "external entity": '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>'
     + ANNOTATION.replace("cat", "&x;"),
     "empty": "",

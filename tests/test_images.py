@@ -84,9 +84,11 @@ def test_the_content_counts_not_the_ending(tmp_path):
 
 
 def test_16_bit_grey_png(tmp_path):
-    (tmp_path / "grey.png").write_bytes(png(4, 1, 16, 0, b"\0" + struct.pack(">4H", 0, 257, 32768, 65535)))
+    (tmp_path / "grey.png").write_bytes(
+        png(5, 1, 16, 0, b"\0" + struct.pack(">5H", 0, 257, 32768, 65278, 65535))
+    )
     values = pixels_of(tmp_path / "grey.png")
-    assert values.tolist() == [[[v] * 3 for v in (0, 1, 128, 255)]]
+    assert values.tolist() == [[[v] * 3 for v in (0, 1, 128, 254, 255)]]
 
 
 def test_16_bit_rgb_png(tmp_path):
