@@ -2,12 +2,14 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+# Else PyTorch's idle threads spin and take the cores from OpenVINO's.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test lint notebooks book clean
 
 demo: $(READY)  ## find two things in a real photo: prints the boxes, writes demo.png
-	$(BIN)/vlscore localize .venv/lib/python3*/site-packages/skimage/data/astronaut.png "an image of a space shuttle." "an image of a flag." \
-		--model lite0-minilm --out demo.png
+	$(BIN)/vlscore localize .venv/lib/python3*/site-packages/skimage/data/astronaut.png \
+		"an image of a space shuttle." "an image of a flag." --model lite0-minilm --out demo.png
 	@echo "picture: demo.png"
 
 test: $(READY) lint book  ## unit tests, the notebooks as tests, and the book builds
