@@ -628,13 +628,13 @@ def load_model(name: str = "auto", device: str | None = None) -> Model:
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "auto":
-        name = "RN50" if clip_file("RN50").exists() else OFFLINE_MODEL
-        why = "its weights are in" if name == "RN50" else "no weights of CLIP RN50 in"
+        name, why = OFFLINE_MODEL, "no weights of CLIP RN50 in"
+        if clip_file("RN50").exists():
+            print(f"vlscore: model RN50 (its weights are in {clip_file('RN50').parent})", file=sys.stderr)
+            with suppress(VLScoreError):  # a file cut short, say, and no network to fetch it anew
+                return load_model("RN50", device)
+            why = "no usable weights of CLIP RN50 in"
         print(f"vlscore: model {name} ({why} {clip_file('RN50').parent})", file=sys.stderr)
-        with suppress(VLScoreError):  # a file cut short, say, and no network to fetch it anew
-            return load_model(name, device)
-        print(f"vlscore: model {OFFLINE_MODEL} (RN50 cannot be loaded)", file=sys.stderr)
-        name = OFFLINE_MODEL
     if name == OFFLINE_MODEL:
         return Lite0MiniLM(name, device)
     if name in CLIP_NAMES:
@@ -1030,8 +1030,8 @@ def find_boxes(
     heat = heat_map(saliency, S)
     above = (heat > alpha * heat.max()).numpy()
     # A padded input shows more than the image: a pixel counts if its centre is inside.
-    columns, rows = rx0 + (np.arange(S) + 0.5) * sx, ry0 + (np.arange(S) + 0.5) * sy
-    above &= ((rows > 0) & (rows < H))[:, None] & (columns > 0) & (columns < W)
+    x, y = rx0 + (np.arange(S) + 0.5) * sx, ry0 + (np.arange(S) + 0.5) * sy
+    above &= ((y > 0) & (y < H))[:, None] & (x > 0) & (x < W)
     parts, count = ndimage.label(above)
     areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     found = []

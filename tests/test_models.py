@@ -589,6 +589,20 @@ def test_auto_is_rn50_when_its_weights_are_in_the_cache(loaders, capsys):
     assert err == f"vlscore: model RN50 (its weights are in {loaders})\n"
 
 
+def test_auto_is_lite0_when_clip_s_weights_cannot_be_used(loaders, monkeypatch, capsys):
+    """As after a download that was cut short, without network."""
+    loaders.mkdir()
+    (loaders / "RN50.pt").touch()
+
+    def unusable(_):
+        raise vlscore.VLScoreError("cut short")
+
+    monkeypatch.setattr(vlscore, "_download_clip", unusable)
+    assert vlscore.load_model("auto") == ("lite0-minilm", "offline")
+    err = capsys.readouterr().err
+    assert err.endswith(f"vlscore: model lite0-minilm (no usable weights of CLIP RN50 in {loaders})\n")
+
+
 def test_auto_is_the_default(loaders, capsys):
     assert vlscore.load_model() == ("lite0-minilm", "offline")
 
