@@ -1,0 +1,478 @@
+"""Train a small CLIP on drawn scenes: OpenAI's architecture classes, contrastive, on a CPU.
+
+    python data/train_scenes.py rn      the image encoder is a ModifiedResNet
+    python data/train_scenes.py vit     the image encoder is a ViT
+
+Each step scores a batch of scenes against a fresh wording of every caption, not against the captions
+of the batch alone: with 80 classes, captions repeat, and a repeated caption is not a negative.  The
+captions are those of the classes ("a red circle"), and of each shape and each colour by itself.
+
+Everything but the result is kept in the work folder, where a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import scenes
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save, save_file
+from tqdm import tqdm
+
+import vlscore
+
+TRAINING_SEED, VALIDATION_SEED = 1_000_000, 1_000_001  # of the scenes; nobody's choice by chance
+HELD_OUT = 500  # single-object scenes that the curve is measured on
+# Captions are short: the text encoder is trained on 16 positions, and the others stay 0.
+TEXT = {
+    "embed_dim": 128,
+    "context_length": 16,
+    "vocab_size": 49408,
+    "transformer_width": 128,
+    "transformer_heads": 2,
+    "transformer_layers": 2,
+}
+ENCODERS = {
+    "rn": {
+        "image_resolution": 160,
+        "vision_layers": (1, 1, 1, 1),
+        "vision_width": 16,
+        "vision_patch_size": None,
+    },
+    "vit": {
+        "image_resolution": 80,
+        "vision_layers": 4,
+        "vision_width": 128,
+        "vision_patch_size": 8,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long to train on how many scenes.
+
+    Attributes:
+        scenes, chunk: number of training scenes, and how many are drawn into one file.
+        cycles: number of steps of each cycle of the learning rate.
+        batch: number of scenes in a step.
+        rate: the highest learning rate.
+        guided: number of steps, from the first, that the trained CNN guides the ViT.
+        every: steps between two points of the curve; the state is saved then.
+    """
+
+    scenes: int
+    cycles: tuple[int, ...]
+    batch: int
+    rate: float
+    guided: int = 0
+    chunk: int = 1000
+    every: int = 100
+
+
+RECIPES = {
+    "rn": Recipe(scenes=32_000, cycles=(1000, 600), batch=128, rate=2e-3),
+    "vit": Recipe(scenes=48_000, cycles=(3200,), batch=64, rate=3e-3, guided=1500),
+}
+TEMPLATES = (
+    "an image of a {}.",
+    "an image of the {}.",
+    "a photo of a {}.",
+    "a picture of a {}",
+    "a drawing of a {}.",
+    "there is a {} here.",
+    "the {}",
+    "a {}",
+    "{}",
+)
+THINGS = ("thing", "shape", "object", "one")
+
+
+# ── Scenes and captions ──────────────────────────────────────────────────────────────────────────
+
+
+def draw(seed: int, numbers: range, size: int, objects: int | None = None):
+    """Draw scenes of many sizes, squashed to the encoder's input.
+
+    Returns:
+        pixels (N, 3, S, S) of uint8, and labels (N, 80) of bool: the classes in each scene.
+    """
+    pixels = np.empty((len(numbers), 3, size, size), np.uint8)
+    labels = np.zeros((len(numbers), len(scenes.classes())), bool)
+    for row, number in enumerate(numbers):
+        rng = scenes.scene_rng(seed, number)
+        width, height = (int(side) for side in rng.integers(160, 281) * rng.uniform(0.88, 1.12, 2))
+        image, found = scenes.draw_scene(rng, (width, height), objects)
+        squashed = image.resize((size, size), Image.Resampling.BICUBIC)
+        pixels[row] = np.asarray(squashed).transpose(2, 0, 1)
+        labels[row, [index for index, _ in found]] = True
+    return torch.from_numpy(pixels), torch.from_numpy(labels)
+
+
+def _draw_to(job):
+    path, numbers, size = job
+    pixels, labels = draw(TRAINING_SEED, numbers, size)
+    save_file({"pixels": pixels, "labels": labels}, path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+
+
+def training_set(work: Path, recipe: Recipe, size: int):
+    """Draw the training scenes on all cores, or read those drawn before: pixels, labels."""
+    starts = range(0, recipe.scenes, recipe.chunk)
+    paths = [work / f"scenes-{size}-{start:06}.safetensors" for start in starts]
+    jobs = [(path, range(start, start + recipe.chunk), size) for path, start in zip(paths, starts)]
+    missing = [job for job in jobs if not job[0].exists()]
+    with ProcessPoolExecutor() as pool:
+        drawn = pool.map(_draw_to, missing)
+        list(tqdm(drawn, "drawing scenes", len(missing), unit=f"{recipe.chunk}", disable=not missing))
+    chunks = [load_file(path) for path in paths]
+    return tuple(torch.cat([chunk[key] for chunk in chunks]) for key in ("pixels", "labels"))
+
+
+def caption_groups():
+    """Three sets of captions, each exclusive: classes, shapes, colours.
+
+    Returns:
+        For each set the names a caption may use, and (80, n) of bool: which captions a class fits.
+    """
+    index = torch.arange(len(scenes.classes()))
+    shapes = [[shape, other] for shape, other in scenes.SHAPES.items()]
+    colours = []
+    for colour, (*_, other) in scenes.COLOURS.items():
+        words = [colour, other] if other else [colour]
+        colours.append([f"{word} {thing}" for word in words for thing in THINGS])
+    fits = [index, index // len(colours), index % len(colours)]
+    names = [[names for _, names in scenes.classes()], shapes, colours]
+    return [(each, F.one_hot(fit).bool()) for each, fit in zip(names, fits)]
+
+
+def wordings(generator, names: list[list[str]]) -> list[str]:
+    """One caption for each list of names, its name and template drawn at random."""
+    rolls = torch.rand(len(names), 2, generator=generator).tolist()
+    return [
+        TEMPLATES[int(t * len(TEMPLATES))].format(each[int(n * len(each))])
+        for each, (n, t) in zip(names, rolls)
+    ]
+
+
+# ── Training ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def contrastive_loss(logits: torch.Tensor, fits: torch.Tensor) -> torch.Tensor:
+    """CLIP's symmetric cross-entropy, with several right answers sharing the target.
+
+    Args:
+        logits: (B, N), scaled cosines of B scenes and N captions.
+        fits: (B, N) of bool, which captions are right.
+    """
+    asked = fits.any(0)  # captions that no scene of the batch fits have no target
+    by_scene = -(logits.log_softmax(1) * fits).sum(1) / fits.sum(1)
+    by_caption = -(logits.log_softmax(0) * fits).sum(0)[asked] / fits.sum(0)[asked]
+    return (by_scene.mean() + by_caption.mean()) / 2
+
+
+def turn_and_mirror(pixels: torch.Tensor, quarters: int, mirrored: bool) -> torch.Tensor:
+    """A batch (B, C, h, w) turned by quarters and mirrored: no class depends on either."""
+    turned = torch.rot90(pixels, quarters, (2, 3))
+    return turned.flip(3) if mirrored else turned
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels (B, 3, S, S) of uint8 as CLIP's image encoders take them."""
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (vlscore.ClipModel.mean, vlscore.ClipModel.std)
+    )
+    return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+class FusedQuickGELU(torch.nn.Module):
+    """CLIP's x·σ(1.702 x) by PyTorch's fused SiLU: a third less time for a step of the ViT."""
+
+    def forward(self, x):
+        return F.silu(1.702 * x) / 1.702
+
+
+def build(kind: str):
+    """CLIP of OpenAI's classes with random weights."""
+    clip = vlscore.import_clip().model.CLIP(**TEXT, **ENCODERS[kind])
+    if kind == "vit":
+        for block in clip.visual.transformer.resblocks:
+            block.mlp.gelu = FusedQuickGELU()
+    return clip
+
+
+def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
+    """The nearest orthogonal matrix, about, by five Newton-Schulz steps (Jordan et al. 2024, Muon)."""
+    x = matrix / (matrix.norm() + 1e-7)
+    if is_tall := x.shape[0] > x.shape[1]:
+        x = x.T
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (2.0315 * square @ square - 4.775 * square) @ x
+    return x.T if is_tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose steps are orthogonalised, for matrices (Jordan et al. 2024), in float32.
+
+    PyTorch's own multiplies in bfloat16, which takes forty times as long on a CPU without it.
+    """
+
+    def __init__(self, weights):
+        super().__init__(weights, {"lr": 0.0, "weight_decay": 0.05})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                momentum.lerp_(weight.grad, 0.05)
+                change = orthogonalised(weight.grad.lerp(momentum, 0.95))
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                # As large as a step of AdamW at the same rate.
+                weight.add_(change, alpha=-0.2 * group["lr"] * max(change.shape) ** 0.5)
+
+
+def optimisers(kind: str, clip, guide=None) -> list[torch.optim.Optimizer]:
+    """Decay for matrices only: not for biases, gains, positions and word embeddings.
+
+    The ViT's matrices learn by Muon, which took it about a quarter fewer steps than AdamW.
+    """
+    decayed, free = [], []
+    for name, weight in clip.named_parameters():
+        (decayed if weight.ndim > 1 and "embedding" not in name else free).append(weight)
+    adam = {"lr": 0.0, "betas": (0.9, 0.98)}
+    if kind == "rn":
+        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": free, "weight_decay": 0.0}]
+        return [torch.optim.AdamW(groups, **adam)]
+    matrices = [weight for weight in decayed if weight.ndim == 2]
+    others = free + [weight for weight in decayed if weight.ndim != 2]
+    if guide is not None:
+        others += list(guide.head.parameters())
+    return [Muon(matrices), torch.optim.AdamW(others, weight_decay=0.0, **adam)]
+
+
+def rate_at(step: int, recipe: Recipe) -> float:
+    """Learning rate: 200 steps of warming up, and half a cosine down to 0 in each cycle.
+
+    A cycle starts at half the rate of the one before (restarts: Loshchilov and Hutter 2017).
+    """
+    highest, start = recipe.rate * min(1, (step + 1) / 200), 0
+    for steps in recipe.cycles:
+        if step < start + steps:
+            break
+        highest, start = highest / 2, start + steps
+    return float(highest * 0.5 * (1 + np.cos(np.pi * (step - start) / steps)))
+
+
+def caption_loss(clip, images, labels, captions, groups) -> torch.Tensor:
+    """The mean contrastive loss over the three sets of captions.
+
+    Args:
+        images: (B, D) embeddings of the scenes.
+        labels: (B, 80) of bool.
+        captions: one wording of each caption of each of the groups.
+    """
+    tokens = vlscore.import_clip().tokenize(list(chain(*captions)), TEXT["context_length"])
+    texts = F.normalize(clip.encode_text(tokens), dim=-1)  # (N, D)
+    logits = clip.logit_scale.exp() * F.normalize(images, dim=-1) @ texts.T  # (B, N)
+    losses = []
+    for part, (_, fit) in zip(logits.split([len(each) for each in captions], dim=1), groups):
+        losses.append(contrastive_loss(part, (labels.float() @ fit.float()) > 0))
+    return torch.stack(losses).mean()
+
+
+class Guide(torch.nn.Module):
+    """In the first steps the trained CNN shows the ViT what is where (FitNets, Romero et al. 2015).
+
+    A linear map of the patch tokens of the ViT's third block is to equal the CNN's layer3 maps, whose
+    grid is the same.  Without it the ViT learns colours and no shape within 1,000 steps.  The last
+    block, where maps are read, and the embedding learn from captions alone.
+    """
+
+    def __init__(self, pixels: torch.Tensor):
+        super().__init__()
+        self.cnn, self.pixels = vlscore.load_model("scenes-rn", "cpu"), pixels
+        self.head = torch.nn.Linear(ENCODERS["vit"]["vision_width"], 256)
+
+    @contextmanager
+    def watching(self, clip):
+        """Keep the third block's output while the block runs."""
+
+        def keep(_, __, output):
+            self.tokens = output  # (1 + n, B, d)
+
+        handle = clip.visual.transformer.resblocks[2].register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def loss(self, rows, quarters, mirrored) -> torch.Tensor:
+        """Mean squared distance to the CNN's maps of the same scenes, each channel of variance 1."""
+        seen = turn_and_mirror(self.pixels[rows], quarters, mirrored)
+        maps = self.cnn.feature_maps(normalise(seen), "layer3")  # (B, 256, h, w)
+        target = F.batch_norm(maps, None, None, training=True, eps=1e-4)
+        guess = self.head(self.tokens[1:]).permute(1, 2, 0).reshape(target.shape)
+        return F.mse_loss(guess, target)
+
+
+@torch.inference_mode()
+def top1(clip, pixels, labels) -> float:
+    """Zero-shot accuracy: share of scenes with one of whose classes the embedding agrees most.
+
+    All 80 classes are candidates, each by the mean of its names' text embeddings.
+    """
+    clip.eval()
+    texts = []
+    for _, names in scenes.classes():
+        prompts = [vlscore.TEMPLATE.format(name) for name in names]
+        tokens = vlscore.import_clip().tokenize(prompts, TEXT["context_length"])
+        texts.append(vlscore.unit(clip.encode_text(tokens)).mean(0))
+    images = torch.cat([clip.encode_image(normalise(each)) for each in pixels.split(100)])
+    first = (vlscore.unit(images) @ vlscore.unit(torch.stack(texts)).T).argmax(1)
+    clip.train()
+    return labels[torch.arange(len(labels)), first].float().mean().item()
+
+
+def train(kind: str, recipe: Recipe, work: Path):
+    """Train, or go on where a run in the same folder stopped: the same weights either way.
+
+    Args:
+        kind: ``"rn"`` or ``"vit"``.
+        work: where scenes and the run's state are kept.
+
+    Returns:
+        CLIP, trained, and the curve: (step, mean loss since the last point, zero-shot accuracy).
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    size, groups = ENCODERS[kind]["image_resolution"], caption_groups()
+    pixels, labels = training_set(work, recipe, size)
+    held_out = draw(VALIDATION_SEED, range(HELD_OUT), size, objects=1)
+    torch.manual_seed(0)
+    clip, guide = build(kind), None
+    if recipe.guided:
+        guide = Guide(training_set(work, recipe, ENCODERS["rn"]["image_resolution"])[0])
+    run = Run(work / f"{kind}.pt", clip, guide, optimisers(kind, clip, guide))
+    steps = sum(recipe.cycles)
+    bar = tqdm(range(run.step, steps), f"scenes-{kind}", steps, initial=run.step, unit="step")
+    losses = []
+    for step in bar:
+        generator = torch.Generator().manual_seed(step)
+        rows = torch.randint(len(pixels), (recipe.batch,), generator=generator)
+        captions = [wordings(generator, names) for names, _ in groups]
+        turn = int(torch.randint(4, (1,), generator=generator)), torch.rand(1, generator=generator) < 0.5
+        batch = normalise(turn_and_mirror(pixels[rows], *turn))
+        is_guided = step < recipe.guided
+        with guide.watching(clip) if is_guided else nullcontext():
+            images = clip.encode_image(batch)  # (B, D)
+        loss = caption_loss(clip, images, labels[rows], captions, groups)
+        losses.append(loss.item())
+        run.take_step(loss + guide.loss(rows, *turn) if is_guided else loss, rate_at(step, recipe))
+        if (step + 1) % recipe.every == 0:
+            run.save(step + 1, float(np.mean(losses)), top1(clip, *held_out))
+            losses = []
+            bar.set_postfix_str("loss {:.3f}, top-1 {:.3f}".format(*run.curve[-1][1:]))
+    return clip.eval(), run.curve
+
+
+class Run:
+    """All that changes while training, kept in a file.
+
+    Attributes:
+        step: the number of steps done.
+        curve: (step, mean loss since the last point, zero-shot accuracy).
+    """
+
+    def __init__(self, path: Path, clip, guide, rules):
+        self.path, self.rules, self.step, self.curve = path, rules, 0, []
+        self.learning = torch.nn.ModuleList([clip] if guide is None else [clip, guide])
+        if path.exists():
+            saved = torch.load(path, weights_only=True)
+            self.learning.load_state_dict(saved["learning"])
+            for rule, state in zip(rules, saved["rules"]):
+                rule.load_state_dict(state)
+            self.step, self.curve = saved["step"], saved["curve"]
+
+    def take_step(self, loss: torch.Tensor, rate: float) -> None:
+        """One step down the loss, its gradient cut to length 1."""
+        self.learning.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.learning.parameters(), 1.0)
+        for rule in self.rules:
+            for group in rule.param_groups:
+                group["lr"] = rate
+            rule.step()
+        self.learning[0].logit_scale.data.clamp_(max=float(np.log(100)))  # as CLIP does
+
+    def save(self, step: int, loss: float, accuracy: float) -> None:
+        """Add a point to the curve, and write all to the file."""
+        self.curve.append((step, loss, accuracy))
+        saved = {"learning": self.learning.state_dict(), "rules": [rule.state_dict() for rule in self.rules]}
+        torch.save(saved | {"step": step, "curve": self.curve}, self.path.with_suffix(".part"))
+        self.path.with_suffix(".part").replace(self.path)
+
+
+def release(clip, path: Path) -> str:
+    """Write the weights in half precision, of the word embeddings those that captions use.
+
+    Returns:
+        The file's SHA-256.
+    """
+    groups = caption_groups()
+    captions = [
+        template.format(name)
+        for names, _ in groups
+        for each in names
+        for name in each
+        for template in TEMPLATES
+    ]
+    tokens = vlscore.import_clip().tokenize(captions, TEXT["context_length"]).unique()
+    state = {key: value.half().contiguous() for key, value in clip.state_dict().items()}
+    state["token_embedding.weight"] = state["token_embedding.weight"][tokens]
+    state["token_ids"] = tokens.int()
+    content = save(state)
+    vlscore.write_whole(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train and write data/models/scenes-KIND.safetensors."""
+    parser = argparse.ArgumentParser("train_scenes.py", description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=tuple(ENCODERS), help="the image encoder")
+    parser.add_argument("--work", type=Path, default=Path("_work"), help="kept between runs (default: _work)")
+    parser.add_argument("--out", type=Path, help="default: data/models/scenes-KIND.safetensors")
+    options = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    out = options.out or Path(__file__).parent / "models" / f"scenes-{options.kind}.safetensors"
+    try:
+        clip, curve = train(options.kind, RECIPES[options.kind], options.work)
+        checksum = release(clip, out)
+    except KeyboardInterrupt:
+        print("train_scenes.py: stopped; run it again to go on", file=sys.stderr)
+        return 130
+    except vlscore.VLScoreError as error:
+        print(f"train_scenes.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"train_scenes.py: {error.filename}: {error.strerror}: mend it and run again", file=sys.stderr)
+        return 2
+    for step, loss, accuracy in curve:
+        print(f"step {step:6}  loss {loss:.3f}  top-1 {accuracy:.3f}")
+    print(f"{out}  sha256 {checksum}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
