@@ -1,0 +1,61 @@
+"""The tables of the scenes models: what is chosen on one set is measured on another."""
+
+import measure_scenes
+import numpy as np
+import pytest
+from measure_scenes import TEMPERATURES, THRESHOLDS
+
+import vlscore
+
+T, A = len(TEMPERATURES), len(THRESHOLDS)
+
+
+def swept(hits, mean=(), peak=((False,) * T,)):
+    """One scene's sweep with box IoU 0.9 where it hits and 0.1 elsewhere."""
+    iou = np.full((T, A), 0.1)
+    for cell in hits:
+        iou[cell] = 0.9
+    means = np.full(A, 0.1)
+    means[list(mean)] = 0.9
+    return {"iou": iou, "mean": means, "peak": np.array(peak)}
+
+
+def test_temperature_and_threshold_are_those_of_the_tuning_set():
+    tuned = [swept([(2, 3)], mean=[5])] * 3 + [swept([(0, 0)], mean=[1])]
+    tested = [swept([(2, 3), (0, 0)], mean=[5])] * 6 + [swept([(0, 0), (2, 7)], mean=[1])] * 4
+    right = [[True] * T, [n != 2 for n in range(T)]]
+    line = measure_scenes.row("some maps", tuned, tested, [swept([], peak=right)] * 5)
+    cells = line.strip("| ").split(" | ")
+    assert cells[:3] == ["some maps", f"{TEMPERATURES[2]:g}", f"{THRESHOLDS[3]:g}"]
+    low, high = vlscore.wilson(6, 10)
+    assert cells[3] == f"60.0 ({100 * low:.1f} to {100 * high:.1f})"  # not the 100 % of another cell
+    assert cells[4].startswith("60.0 ")  # no threshold does better at this temperature
+    assert cells[5].startswith("60.0 ")
+    assert [cell.split()[0] for cell in cells[6:]] == ["50.0", "0.0"]
+
+
+def test_the_best_constant_box_is_that_of_most_hits():
+    def photo(share):
+        return vlscore.Annotated(None, "a", [("a", vlscore.constant_box(share, (224, 224)))])
+
+    best, hits = measure_scenes.best_constant_box([photo(0.3), photo(0.3), photo(0.9)])
+    assert best == pytest.approx(0.3, abs=0.1)
+    assert hits.tolist() == [True, True, False]
+
+
+def test_a_scene_is_swept_as_localize_finds(monkeypatch, tmp_path, rn):
+    """At one temperature and threshold, the box IoU is that of `localize`."""
+    import scenes
+
+    scenes.write_scenes(tmp_path / "scenes", 1, 7, (120, 90), objects=2)
+    photo = vlscore.read_imagenet(tmp_path / "scenes")[0]
+    names = dict(scenes.classes())
+    texts = {wnid: vlscore.class_embedding(rn, names[wnid]) for wnid, _ in photo.objects}
+    monkeypatch.setattr(measure_scenes, "load", lambda kind: (rn, texts))
+    found = measure_scenes.sweep("rn", ("layer3", "activation", None), photo)
+    assert found["peak"].shape == (2, T)
+    encoding = vlscore.encode(rn, photo.path, "layer3")
+    for t, a in ((0, 0), (2, 5), (4, 12)):
+        saliency = vlscore.saliency(encoding, texts[photo.label], TEMPERATURES[t])
+        boxes = vlscore.find_boxes(saliency, encoding, THRESHOLDS[a])
+        assert found["iou"][t, a] == pytest.approx(vlscore.box_iou(boxes, photo.boxes))
