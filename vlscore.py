@@ -230,6 +230,10 @@ class Model:
                 )
         return unit(self._embed_text(list(prompts)))
 
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of a prompt that add nothing to its embedding, since training never met them."""
+        return []
+
     @torch.inference_mode()
     def feature_maps(self, pixels, layer=None, maps="activation", pca=None) -> torch.Tensor:
         """Read the feature maps of one layer.
@@ -364,10 +368,10 @@ class ClipModel(Model):
     # the report ran (Table 2).
     cnn_defaults, vit_defaults = (0.01, 0.60), (0.01, 0.55)
 
-    def __init__(self, name, clip_model, device):
+    def __init__(self, name, clip_model, device, defaults=None):
         self.clip = clip_model.float().eval().requires_grad_(False).to(device)
         self.is_vit = hasattr(clip_model.visual, "transformer")
-        defaults = self.vit_defaults if self.is_vit else self.cnn_defaults
+        defaults = defaults or (self.vit_defaults if self.is_vit else self.cnn_defaults)
         super().__init__(name, clip_model.visual, clip_model.visual.input_resolution, device, *defaults)
 
     def join(self, features):
@@ -379,6 +383,11 @@ class ClipModel(Model):
 
     def _embed_text(self, prompts):
         return self.clip.encode_text(import_clip().tokenize(prompts).to(self.device))
+
+    def unknown_words(self, prompt):
+        known = self.clip.token_embedding.weight.any(1)  # an embedding of 0 is one that was left out
+        encode = import_clip().clip._tokenizer.encode
+        return [word for word in prompt.split() if not known[encode(word)].all()]
 
     def _taps(self):
         if self.is_vit:
@@ -607,6 +616,8 @@ CLIP_NAMES = (
     "ViT-L/14@336px",
 )
 OFFLINE_MODEL = "lite0-minilm"
+# τ and α of the small CLIPs trained on drawn scenes, chosen on scenes (data/models/README.md).
+SCENES_MODELS = {"scenes-rn": (0.05, 0.5), "scenes-vit": (0.05, 0.5)}
 
 
 def clip_file(name: str) -> Path:
@@ -614,13 +625,19 @@ def clip_file(name: str) -> Path:
     return Path.home() / ".cache" / "clip" / f"{name.replace('/', '-').replace('@', '-')}.pt"
 
 
+def scenes_file(name: str) -> Path:
+    """Where the repository keeps the weights of a model trained on drawn scenes."""
+    return Path(__file__).parent / "data" / "models" / f"{name}.safetensors"
+
+
 def load_model(name: str = "auto", device: str | None = None) -> Model:
     """Load a model by name or from a checkpoint.
 
     Args:
         name: ``"auto"`` (CLIP RN50 if its weights are in the cache, else ``lite0-minilm``; said on
-            stderr), ``"lite0-minilm"``, one of OpenAI's names (``"RN50"``, ``"ViT-B/16"``, …,
-            downloaded once by the `clip` package), or the path of a checkpoint in OpenAI's layout.
+            stderr), ``"lite0-minilm"``, ``"scenes-rn"`` or ``"scenes-vit"`` (know drawn scenes only),
+            one of OpenAI's names (``"RN50"``, ``"ViT-B/16"``, …, downloaded once by the `clip`
+            package), or the path of a checkpoint in OpenAI's layout.
         device: a PyTorch device; CUDA where there is one, else the CPU.
 
     Raises:
@@ -637,12 +654,15 @@ def load_model(name: str = "auto", device: str | None = None) -> Model:
         print(f"vlscore: model {name} ({why} {clip_file('RN50').parent})", file=sys.stderr)
     if name == OFFLINE_MODEL:
         return Lite0MiniLM(name, device)
+    if name in SCENES_MODELS:
+        return ClipModel(name, load_scenes(name), device, SCENES_MODELS[name])
     if name in CLIP_NAMES:
         return ClipModel(name, _download_clip(name), device)
     if os.path.isfile(name):
         return ClipModel(name, load_checkpoint(name), device)
     raise VLScoreError(
-        f"unknown model {name!r}: choose {OFFLINE_MODEL}, {', '.join(CLIP_NAMES)} or the path of a checkpoint"
+        f"unknown model {name!r}: choose {OFFLINE_MODEL}, {', '.join((*SCENES_MODELS, *CLIP_NAMES))}"
+        " or the path of a checkpoint"
     )
 
 
@@ -669,7 +689,6 @@ def load_checkpoint(path) -> torch.nn.Module:
     Raises:
         VLScoreError: not such a file, or a pickle with more than tensors in it.
     """
-    build_model = import_clip().model.build_model
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on the pickle's age
@@ -677,21 +696,52 @@ def load_checkpoint(path) -> torch.nn.Module:
                 state = read_torchscript(path)
             else:
                 state = torch.load(path, map_location="cpu", weights_only=True)
-        state = {key: value for key, value in state.items() if not key.endswith(NOT_WEIGHTS)}
-        model = build_model(dict(state)).float()
-        # build_model rounds the weights to fp16; take those of the file.
-        model.load_state_dict(state)
+        return build_clip(state)
     except Exception as error:  # the unpicklers and build_model raise nearly any type
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise VLScoreError(
             f"{path} is no CLIP checkpoint that can be loaded safely ({reason}):"
             " give OpenAI's .pt file or a state dict of tensors in its layout"
         ) from None
+
+
+def build_clip(state: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """Build OpenAI's CLIP of the sizes that a state dict has, in float32."""
+    state = {key: value.float() for key, value in state.items() if not key.endswith(NOT_WEIGHTS)}
+    model = import_clip().model.build_model(dict(state)).float()
+    model.load_state_dict(state)  # build_model rounds the weights to fp16
     return model
 
 
 # What OpenAI's archives hold beside the weights.
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+
+
+def load_scenes(name: str) -> torch.nn.Module:
+    """Build one of the small CLIPs trained on drawn scenes (data/train_scenes.py).
+
+    The file has the embeddings of the words and positions in use; a prompt's other words, and what is
+    beyond its 16th token, add nothing to it.
+
+    Raises:
+        VLScoreError: no such file, or a damaged one.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = scenes_file(name)
+    try:
+        state = {key: value.float() for key, value in load_file(path).items()}
+        words, rows = state["token_embedding.weight"], state.pop("token_ids").long()
+        state["token_embedding.weight"] = torch.zeros(49408, words.shape[1]).index_copy(0, rows, words)
+        positions = state["positional_embedding"]
+        state["positional_embedding"] = F.pad(positions, (0, 0, 0, MAX_TOKENS - len(positions)))
+        return build_clip(state)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise VLScoreError(
+            f"{path} cannot be loaded ({reason}): restore it by git, or run data/train_scenes.py"
+        ) from None
 
 
 def _is_torchscript(path):
@@ -1128,6 +1178,57 @@ def box_iou(predicted, truth) -> float:
     return best
 
 
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share, hits of n, in [0, 1] (Wilson 1927)."""
+    if not 0 <= hits <= n or n < 1:
+        raise VLScoreError(f"{hits} of {n} is no share: give hits from 0 to n, and n of 1 or more")
+    z = 1.959964
+    centre, spread = hits + z**2 / 2, z * (hits * (n - hits) / n + z**2 / 4) ** 0.5
+    return max((centre - spread) / (n + z**2), 0.0), min((centre + spread) / (n + z**2), 1.0)
+
+
+def constant_box(share: float, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The centred box whose sides are a share of the sides of a W×H image: a baseline that never looks."""
+    (W, H), margin = size, (1 - share) / 2
+    return margin * W, margin * H, W - margin * W, H - margin * H
+
+
+def mean_map(encoding: Encoding) -> torch.Tensor:
+    """relu of the mean of all maps, (h, w): a baseline that never reads the prompt."""
+    return encoding.maps.mean(0).relu()
+
+
+def peak(saliency: torch.Tensor, encoding: Encoding) -> tuple[float, float]:
+    """Where a saliency map (h, w) is highest: (x, y) in pixels of the original image.
+
+    A cell stands where `masks` puts it, the corner cells in the corners of the input.
+    """
+    h, w = saliency.shape
+    row, column = divmod(int(saliency.argmax()), w)
+    x0, y0, x1, y1 = encoding.fit.region
+    return x0 + (x1 - x0) * column / max(w - 1, 1), y0 + (y1 - y0) * row / max(h - 1, 1)
+
+
+def box_at(point, boxes) -> int | None:
+    """The first of the boxes that holds a point (x, y), by index, or None."""
+    x, y = point
+    return next((n for n, (x0, y0, x1, y1) in enumerate(boxes) if x0 <= x <= x1 and y0 <= y <= y1), None)
+
+
+def mass_in_boxes(encoding: Encoding, boxes) -> torch.Tensor:
+    """The share of each mask's mass that lies in each box: (K, n) in [0, 1].
+
+    Args:
+        boxes: n of (x0, y0, x1, y1) in pixels of the original image.
+    """
+    S, (x0, y0, x1, y1) = encoding.input_size, encoding.fit.region
+    M = masks(encoding.maps, S)  # (K, S, S)
+    x, y = x0 + (torch.arange(S) + 0.5) * (x1 - x0) / S, y0 + (torch.arange(S) + 0.5) * (y1 - y0) / S
+    inside = [((y > b[1]) & (y < b[3]))[:, None] & (x > b[0]) & (x < b[2]) for b in boxes]
+    shares = torch.einsum("kij,nij->kn", M, torch.stack(inside).float())
+    return shares / M.sum((1, 2)).clamp_min(1e-7)[:, None]
+
+
 # ── Data sets ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -1137,13 +1238,22 @@ class Annotated:
 
     Attributes:
         path: of the image file.
-        label: what the boxes are around.
-        boxes: (x0, y0, x1, y1), pixels of the image, half-open.
+        label: the photo's class, that of the first object.
+        objects: (class, box) of each; (x0, y0, x1, y1) in pixels of the image file, half-open.
     """
 
     path: Path
     label: str
-    boxes: list[tuple[int, int, int, int]]
+    objects: list[tuple[str, tuple[float, float, float, float]]]
+
+    @property
+    def boxes(self):
+        """The boxes of the photo's class."""
+        return self.boxes_of(self.label)
+
+    def boxes_of(self, label: str):
+        """The boxes of the objects of one class."""
+        return [box for each, box in self.objects if each == label]
 
 
 def read_voc(path) -> tuple[str, tuple[int, int], list[tuple[str, tuple[int, int, int, int]]]]:
@@ -1197,11 +1307,67 @@ def hand_boxed_photos(folder) -> dict[str, Annotated]:
         if (found := find_spec(package)) is None:
             raise VLScoreError(f"{xml} needs the package {package}: install it from requirements.txt")
         path = Path(found.submodule_search_locations[0]) / inside
-        label = objects[0][0] if objects else ""
-        photos[xml.stem] = Annotated(path, label, [box for _, box in objects])
+        photos[xml.stem] = Annotated(path, objects[0][0] if objects else "", objects)
     if not photos:
         raise VLScoreError(f"{folder} holds no XML files: give the folder data/photos")
     return photos
+
+
+# Where the annotations of `val/*.JPEG` are found, in this order.
+BOX_FOLDERS = ("bbox/val", "ILSVRC2012_bbox_val_v3/val", "ILSVRC2012_bbox_val_v3")
+
+
+def read_imagenet(root) -> list[Annotated]:
+    """Read a folder in ImageNet's official layout: ``val/*.JPEG`` and one VOC XML a photo.
+
+    Boxes are scaled where the photo is a resized copy of the one that the XML tells of.
+
+    Returns:
+        Annotated photos in the order of their names; a class is its wnid, see `read_classes`.
+
+    Raises:
+        VLScoreError: no such layout, or a photo without a readable annotation.
+    """
+    root = Path(root)
+    boxes = next((root / each for each in BOX_FOLDERS if (root / each).is_dir()), None)
+    paths = sorted((root / "val").glob("*.JPEG"))
+    if boxes is None or not paths:
+        raise VLScoreError(f"{root} has no val/*.JPEG with {BOX_FOLDERS[0]}/*.xml: give ImageNet's folder")
+    photos = []
+    for path in paths:
+        _, (W, H), objects = read_voc(boxes / f"{path.stem}.xml")
+        width, height = _image_size(path)
+        x, y = width / W, height / H
+        scaled = [(label, (x0 * x, y0 * y, x1 * x, y1 * y)) for label, (x0, y0, x1, y1) in objects]
+        photos.append(Annotated(path, objects[0][0] if objects else "", scaled))
+    return photos
+
+
+def _image_size(path):
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, UnidentifiedImageError) as error:
+        raise VLScoreError(f"{path} cannot be read as an image ({error}): restore it") from None
+
+
+def read_classes(path) -> dict[str, list[str]]:
+    """Read a class list, ``LOC_synset_mapping.txt``: wnid -> names, in the order of the classes.
+
+    Raises:
+        VLScoreError: no such file, or a line that is not a wnid and its names.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VLScoreError(f"{path} cannot be read ({error}): give a LOC_synset_mapping.txt") from None
+    names = {}
+    for number, line in enumerate(lines, start=1):
+        wnid, _, rest = line.partition(" ")
+        if not rest.strip():
+            raise VLScoreError(f"{path}, line {number}: {line[:40]!r} is no wnid with names: mend the line")
+        names[wnid] = [name.strip() for name in rest.split(",")]
+    return names
 
 
 # ── Files ────────────────────────────────────────────────────────────────────────────────────────
@@ -1286,6 +1452,60 @@ def show_boxes(panel, boxes, colour: str = BOX_COLOUR, **style) -> None:
         corner = (x0 - 0.5, y0 - 0.5)
         options = {"fill": False, "edgecolor": colour, "linewidth": 2.5} | style
         panel.add_patch(Rectangle(corner, x1 - x0, y1 - y0, **options))
+
+
+def sources(model: Model, pca: int = 4) -> dict[str, dict]:
+    """Every source of maps that a model has: name -> options of `encode` and `Model.feature_maps`.
+
+    Args:
+        pca: number of principal components of query, key and value; each gives two maps.
+    """
+    if not getattr(model, "is_vit", False):
+        return {"activation": {"maps": "activation"}}
+    found = {maps: {"maps": maps} for maps in MAPS}
+    return found | {f"{maps}, pca={pca}": {"maps": maps, "pca": pca} for maps in MAPS[2:]}
+
+
+def case_study(image, rows: dict[str, tuple], prompts=(), count: int = 4):
+    """Draw the maps of several sources, and where each puts what is asked for (report, figures 7, 11, 12).
+
+    The photo is shown bare where a prompt is absent.
+
+    Args:
+        image: a path or a PIL image, the one that was encoded.
+        rows: name of a source -> its `Encoding`, and the prompts' text embeddings (N, D) by the same
+            model; sources of several models may stand together, see `sources`.
+        prompts: N, a column each, at the model's τ; none to show the maps only.
+        count: number of maps shown, those of largest standard deviation.
+
+    Returns:
+        A matplotlib Figure.
+    """
+    from textwrap import fill
+
+    from matplotlib.figure import Figure
+
+    image = load_image(image)
+    ratio = min(max(image.height / image.width, 0.4), 2.5)
+    titles = [f"map {n}" for n in range(1, count + 1)] + [fill(_plain(prompt), 16) for prompt in prompts]
+    size = (1.1 * len(titles) + 0.3, 1.1 * ratio * len(rows) + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for panel, title in zip(axes[0], titles):
+        panel.set_title(title, fontsize="x-small")
+    for row, (name, (encoding, texts)) in zip(axes, rows.items()):
+        strongest = list(encoding.maps[select_maps(encoding.maps, count)])
+        missing = [None] * (count - len(strongest))
+        asked = [saliency(encoding, text, encoding.temperature) for text in texts[: len(prompts)]]
+        for panel, found in zip(row, strongest + missing + asked):
+            panel.set(xticks=[], yticks=[], box_aspect=ratio)
+            panel.imshow(image, aspect="auto")
+            if found is not None:
+                show_heat(panel, found, encoding)
+        for panel in row[len(strongest) : count]:
+            panel.set_visible(False)
+        row[0].set_ylabel(name, fontsize="small")
+    return figure
 
 
 def jpeg(figure, dpi: int = 80) -> bytes:
@@ -1397,6 +1617,9 @@ def _run_localize(options):
     image = load_image(options.image)
     model = load_model(options.model)
     model.encode_text(options.texts)  # a bad prompt is told before the long part
+    if unknown := [word for text in options.texts for word in model.unknown_words(text)]:
+        words = ", ".join(map(repr, dict.fromkeys(unknown)))
+        print(f"vlscore: {model.name} does not know {words}: left out of the prompt", file=sys.stderr)
     encoding = encode(
         model,
         image,
@@ -1502,6 +1725,9 @@ def _run_models(options):
     row = "{:15} {:5} {:5} {:5}  {}"
     note = "EfficientNet-Lite0 and MiniLM; weakly supervised on ImageNet's classes, offline"
     print(row.format(OFFLINE_MODEL, "yes", *Lite0MiniLM.defaults, note))
+    note = "small CLIP that knows drawn scenes only; zero-shot, offline"
+    for name, defaults in SCENES_MODELS.items():
+        print(row.format(name, "yes" if scenes_file(name).exists() else "no", *defaults, note))
     for name in CLIP_NAMES:
         defaults = ClipModel.vit_defaults if name.startswith("ViT") else ClipModel.cnn_defaults
         here = "yes" if clip_file(name).exists() else "no"

@@ -9,6 +9,7 @@ import torchvision
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import stats
 
 import vlscore
 
@@ -367,3 +368,65 @@ def test_box_iou_with_an_empty_list_is_0(predicted, truth):
 def test_box_iou_is_of_the_best_pair():
     far, near, exact = (50, 50, 60, 60), (0, 0, 10, 9), (20, 20, 30, 30)
     assert vlscore.box_iou([far, near, exact], [(0, 0, 10, 10), exact]) == 1
+
+
+# ── Shares, baselines and peaks ──────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("hits", "n"), [(0, 1), (1, 1), (3, 7), (0, 500), (500, 500), (437, 500), (29, 23_000)]
+)
+def test_wilson_s_interval_equals_scipy_s(hits, n):
+    expected = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    assert vlscore.wilson(hits, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_what_is_no_share_is_told(hits, n):
+    with pytest.raises(vlscore.VLScoreError, match="is no share"):
+        vlscore.wilson(hits, n)
+
+
+def test_the_constant_box_is_centred():
+    assert vlscore.constant_box(0.75, (400, 200)) == (50, 25, 350, 175)
+    assert vlscore.constant_box(1.0, (400, 200)) == (0, 0, 400, 200)
+
+
+def test_the_mean_map_is_the_positive_part_of_the_mean(lite0, encoding):
+    expected = encoding.maps.double().numpy().mean(0).clip(0)
+    np.testing.assert_allclose(vlscore.mean_map(encoding), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", [(0, 0), (0, 6), (6, 0), (6, 6), (3, 3), (2, 5)])
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+def test_the_peak_is_where_the_enlarged_map_is_highest(lite0, encoding, cell, fit):
+    one = dataclasses.replace(encoding, fit=vlscore.fit_region((451, 300), fit))
+    spot = torch.zeros(7, 7)
+    spot[cell] = 1.0
+    heat = vlscore.heat_map(spot, 224)
+    rows, columns = (heat == heat.max()).nonzero().double().mean(0)  # pixels of the input
+    x0, y0, x1, y1 = one.fit.region
+    expected = (x0 + (x1 - x0) * columns / 223, y0 + (y1 - y0) * rows / 223)
+    assert vlscore.peak(spot, one) == pytest.approx([float(each) for each in expected], abs=1.5)
+
+
+def test_a_point_is_in_the_first_box_that_holds_it():
+    boxes = [(0, 0, 10, 10), (5, 5, 20, 20)]
+    assert [vlscore.box_at(point, boxes) for point in ((1, 9), (7, 7), (15, 6), (15, 3))] == [0, 0, 1, None]
+
+
+def test_mass_in_boxes_equals_a_count_of_pixels(encoding):
+    boxes = [(0, 0, 451, 300), (100, 30, 200, 130), (0, 0, 1, 1)]
+    found = vlscore.mass_in_boxes(encoding, boxes)
+    every = vlscore.masks(encoding.maps, 224).double().numpy()
+    expected = np.zeros((len(every), 3))
+    for row in range(224):
+        for column in range(224):
+            x, y = (column + 0.5) * 451 / 224, (row + 0.5) * 300 / 224
+            for n, (x0, y0, x1, y1) in enumerate(boxes):
+                if x0 < x < x1 and y0 < y < y1:
+                    expected[:, n] += every[:, row, column]
+    total = every.sum((1, 2))
+    alive = total > 0
+    np.testing.assert_allclose(found[alive].numpy(), expected[alive] / total[alive, None], atol=1e-4)
+    assert (found[~alive] == 0).all()

@@ -105,6 +105,77 @@ def test_a_photo_is_installed_and_its_boxes_lie_in_it(name):
         assert 0 <= y0 < y1 <= size[1]
 
 
+# ── ImageNet's official layout ───────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def official(tmp_path):
+    """Write photos and annotations in ImageNet's layout -> the root."""
+
+    def write(boxes="bbox/val", size=(500, 375)):
+        (tmp_path / "val").mkdir()
+        (tmp_path / boxes).mkdir(parents=True)
+        for number in (2, 1):
+            Image.new("RGB", size).save(tmp_path / f"val/ILSVRC2012_val_0000000{number}.JPEG")
+            (tmp_path / boxes / f"ILSVRC2012_val_0000000{number}.xml").write_text(ANNOTATION)
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize("boxes", vlscore.BOX_FOLDERS)
+def test_the_official_layout_is_read_in_order(official, boxes):
+    photos = vlscore.read_imagenet(official(boxes))
+    assert [photo.path.name for photo in photos] == [f"ILSVRC2012_val_0000000{n}.JPEG" for n in (1, 2)]
+    assert photos[0].label == "cat"
+    assert photos[0].boxes == photos[0].boxes_of("cat") == [(0, 10, 100, 30)]
+    assert photos[0].boxes_of("dog") == [(499, 374, 500, 375)]
+    assert photos[0].boxes_of("bird") == []
+
+
+def test_boxes_are_scaled_to_a_resized_copy(official):
+    photo = vlscore.read_imagenet(official(size=(250, 750)))[0]
+    assert photo.boxes == [(0, 20, 50, 60)]
+
+
+def test_another_folder_is_no_official_layout(tmp_path):
+    with pytest.raises(vlscore.VLScoreError, match=r"has no val/\*\.JPEG"):
+        vlscore.read_imagenet(tmp_path)
+
+
+def test_a_photo_without_annotation_is_told(official):
+    root = official()
+    (root / "bbox/val/ILSVRC2012_val_00000002.xml").unlink()
+    with pytest.raises(vlscore.VLScoreError, match=r"00000002\.xml"):
+        vlscore.read_imagenet(root)
+
+
+def test_a_broken_photo_is_told(official):
+    root = official()
+    (root / "val/ILSVRC2012_val_00000001.JPEG").write_bytes(b"no photo")
+    with pytest.raises(vlscore.VLScoreError, match=r"00000001\.JPEG"):
+        vlscore.read_imagenet(root)
+
+
+def test_a_class_list_gives_names_by_wnid(tmp_path):
+    (tmp_path / "list.txt").write_text("n01440764 tench, Tinca tinca\nn01443537 goldfish\n")
+    expected = {"n01440764": ["tench", "Tinca tinca"], "n01443537": ["goldfish"]}
+    assert vlscore.read_classes(tmp_path / "list.txt") == expected
+    assert list(vlscore.read_classes(tmp_path / "list.txt")) == list(expected)
+
+
+def test_a_line_without_names_is_told(tmp_path):
+    (tmp_path / "list.txt").write_text("n01440764 tench\nn01443537\n")
+    with pytest.raises(vlscore.VLScoreError, match="line 2"):
+        vlscore.read_classes(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "."])
+def test_a_class_list_that_cannot_be_read_is_told(tmp_path, name):
+    with pytest.raises(vlscore.VLScoreError, match="cannot be read"):
+        vlscore.read_classes(tmp_path / name)
+
+
 # ── Files ────────────────────────────────────────────────────────────────────────────────────────
 
 

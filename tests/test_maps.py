@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TEXT
 from PIL import Image
 
 import vlscore
@@ -126,6 +127,76 @@ def test_unknown_maps_list_the_right_ones(vit):
 def test_a_cnn_has_activation_maps_only(rn, maps):
     with pytest.raises(vlscore.VLScoreError, match=f"no {maps} maps"):
         rn.feature_maps(noise(rn), maps=maps)
+
+
+# The image encoders of OpenAI's nine models (Radford et al. 2021, tables 19 and 20): input size, blocks
+# of each stage or of the ViT, width, patch size, embedding size; then the maps of the last layer.
+CLIP_SHAPES = {
+    "RN50": ((224, (3, 4, 6, 3), 64, None, 1024), (2048, 7)),
+    "RN101": ((224, (3, 4, 23, 3), 64, None, 512), (2048, 7)),
+    "RN50x4": ((288, (4, 6, 10, 6), 80, None, 640), (2560, 9)),
+    "RN50x16": ((384, (6, 8, 18, 8), 96, None, 768), (3072, 12)),
+    "RN50x64": ((448, (3, 15, 36, 10), 128, None, 1024), (4096, 14)),
+    "ViT-B/32": ((224, 12, 768, 32, 512), (768, 7)),
+    "ViT-B/16": ((224, 12, 768, 16, 512), (768, 14)),
+    "ViT-L/14": ((224, 24, 1024, 14, 768), (1024, 16)),
+    "ViT-L/14@336px": ((336, 24, 1024, 14, 768), (1024, 24)),
+}
+
+
+def openai_clip(name, device):
+    """A model of one of OpenAI's shapes with random weights and a small text encoder."""
+    (size, blocks, width, patch, dimensions), _ = CLIP_SHAPES[name]
+    with torch.device(device):
+        clip = vlscore.import_clip().model.CLIP(dimensions, size, blocks, width, patch, *TEXT)
+    return vlscore.ClipModel(name, clip, device)
+
+
+def test_every_clip_name_has_a_row_in_the_table_of_shapes():
+    assert tuple(CLIP_SHAPES) == vlscore.CLIP_NAMES
+
+
+@pytest.mark.parametrize("name", CLIP_SHAPES)
+def test_shapes_of_openai_s_models(name):
+    """On PyTorch's meta device, where tensors have shapes and no values, so that RN50x64 costs nothing."""
+    (size, blocks, width, _, dimensions), (C, side) = CLIP_SHAPES[name]
+    model = openai_clip(name, "meta")
+    pixels = torch.empty(2, 3, size, size, device="meta")
+    assert model.input_size == size
+    assert model.encode_image(pixels).shape == (2, dimensions)
+    assert model.feature_maps(pixels).shape == (2, C, side, side)
+    if isinstance(blocks, int):
+        assert model.layers == [str(n) for n in range(blocks)]
+        for layer in ("0", str(blocks - 1)):
+            assert model.feature_maps(pixels, layer, "attention").shape == (2, width // 64, side, side)
+            for maps in TOKENS:
+                assert model.feature_maps(pixels, layer, maps).shape == (2, width, side, side)
+        return
+    expected = []
+    for n, count in enumerate(blocks, start=1):
+        expected += [*(f"layer{n}.{m}" for m in range(count)), f"layer{n}"]
+    assert model.layers == expected
+    for n in range(4):
+        shape = (2, C >> (3 - n), side << (3 - n), side << (3 - n))
+        assert model.feature_maps(pixels, f"layer{n + 1}.0").shape == shape
+        assert model.feature_maps(pixels, f"layer{n + 1}").shape == shape
+
+
+@pytest.mark.parametrize("name", ["RN50", "ViT-B/32"])
+def test_the_last_layer_of_openai_s_models_is_what_the_embedding_is_made_of(name):
+    """With values: attention pooling, or the layers after the last block, take what was read."""
+    torch.manual_seed(0)
+    model = openai_clip(name, "cpu")
+    pixels = noise(model)
+    maps, visual = model.feature_maps(pixels), model.visual
+    if name == "RN50":
+        embedding = visual.attnpool(maps)
+    else:
+        blocks = visual.transformer.resblocks
+        last = blocks[-1](block_input(model, pixels, len(blocks) - 1).transpose(0, 1))  # (1 + n, B, d)
+        torch.testing.assert_close(maps[0].flatten(1).T, last[1:, 0], atol=1e-4, rtol=1e-4)
+        embedding = visual.ln_post(last[0]) @ visual.proj
+    torch.testing.assert_close(model.encode_image(pixels), vlscore.unit(embedding), atol=1e-4, rtol=1e-4)
 
 
 # ── Values ───────────────────────────────────────────────────────────────────────────────────────
@@ -291,3 +362,45 @@ def test_feature_maps_leave_no_hook(vit):
     for maps in vlscore.MAPS:
         vit.feature_maps(noise(vit), maps=maps)
     assert not any(module._forward_hooks for module in vit.visual.modules())
+
+
+# ── Sources and the case study ───────────────────────────────────────────────────────────────────
+
+
+def test_sources_of_a_vit_are_the_report_s(vit):
+    assert list(vlscore.sources(vit, pca=2)) == [*vlscore.MAPS, *(f"{maps}, pca=2" for maps in TOKENS)]
+    for options in vlscore.sources(vit, pca=2).values():
+        assert vit.feature_maps(noise(vit), **options).shape[2:] == (4, 4)
+
+
+def test_a_cnn_has_one_source(rn, lite0):
+    assert vlscore.sources(rn) == vlscore.sources(lite0) == {"activation": {"maps": "activation"}}
+
+
+def test_the_case_study_shows_the_strongest_maps_and_the_saliency_of_each_prompt(rn, vit, chelsea):
+    prompts = ["an image of a cat.", "a dog"]
+    rows = {}
+    for name, model, options in (("CNN", rn, {"keep": 8}), ("heads", vit, {"maps": "attention"})):
+        rows[name] = vlscore.encode(model, chelsea, **options), model.encode_text(prompts)
+    axes = np.array(vlscore.case_study(chelsea, rows, prompts, count=3).axes).reshape(2, 5)
+    assert [panel.get_title().split() for panel in axes[0, 3:]] == [prompt.split() for prompt in prompts]
+    assert [row[0].get_ylabel() for row in axes] == list(rows)
+    for row, (encoding, texts) in zip(axes, rows.values()):
+        spread = encoding.maps.flatten(1).std(1)
+        strongest = spread.argsort(descending=True)[:3].sort().values
+        expected = [encoding.maps[n] for n in strongest]
+        for panel, one in zip(row, expected):
+            shown = panel.images[1].get_array()
+            np.testing.assert_allclose(shown, vlscore.heat_map(one, encoding.input_size), atol=1e-6)
+        for panel, text in zip(row[3:], texts):
+            found = vlscore.saliency(encoding, text, encoding.temperature)
+            assert len(panel.images) == 1 + (found is not None)
+            if found is not None:
+                heat = vlscore.heat_map(found, encoding.input_size)
+                np.testing.assert_allclose(panel.images[1].get_array(), heat, atol=1e-6)
+    assert [panel.get_visible() for panel in axes[1]] == [True, True, False, True, True]  # two heads
+
+
+def test_the_case_study_can_show_maps_alone(vit, chelsea):
+    rows = {"keys": (vlscore.encode(vit, chelsea, maps="key", keep=4), ())}
+    assert len(vlscore.case_study(chelsea, rows, count=2).axes) == 2

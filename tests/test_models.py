@@ -523,7 +523,10 @@ def test_a_file_that_is_no_checkpoint_is_told_in_one_line(kind, tmp_path, checkp
 
 @pytest.mark.parametrize("name", ["RN51", "no/such/checkpoint.pt", "", "/tmp"])
 def test_an_unknown_model_lists_the_known_ones(name):
-    with pytest.raises(vlscore.VLScoreError, match=r"lite0-minilm, RN50, .*ViT-B/16.*path of a checkpoint"):
+    with pytest.raises(
+        vlscore.VLScoreError,
+        match=r"lite0-minilm, scenes-rn, scenes-vit, RN50, .*ViT-B/16.*path of a checkpoint",
+    ):
         vlscore.load_model(name)
 
 
