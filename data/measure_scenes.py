@@ -75,16 +75,19 @@ def is_right(kind: str, photo: vlscore.Annotated) -> bool:
     return max(texts, key=lambda wnid: image @ texts[wnid]) == photo.label
 
 
+def encode(kind: str, source, photo: vlscore.Annotated) -> vlscore.Encoding:
+    """A scene's encoding with one source of maps."""
+    layer, maps, pca = source
+    return vlscore.encode(load(kind)[0], photo.path, layer, maps, pca)
+
+
 def sweep(kind: str, source, photo: vlscore.Annotated) -> dict:
-    """Box IoU of a scene for each temperature and threshold, and for the mean of the maps.
+    """Box IoU of a scene asked for its label.
 
     Returns:
-        ``iou`` (T, A), ``mean`` (A,), and ``peak`` (n, T) of bool: for each of the scene's n classes,
-        whether the saliency's peak is in a box of the class asked for.
+        ``iou`` (T, A) for each temperature and threshold, and ``mean`` (A,), of the mean of the maps.
     """
-    model, texts = load(kind)
-    layer, maps, pca = source
-    encoding = vlscore.encode(model, photo.path, layer, maps, pca)
+    encoding, text = encode(kind, source, photo), load(kind)[1][photo.label]
 
     def ious(saliency):
         return [
@@ -92,16 +95,19 @@ def sweep(kind: str, source, photo: vlscore.Annotated) -> dict:
             for threshold in THRESHOLDS
         ]
 
-    found = {tau: vlscore.saliency(encoding, texts[photo.label], tau) for tau in TEMPERATURES}
-    peaks = []
+    found = [ious(vlscore.saliency(encoding, text, tau)) for tau in TEMPERATURES]
+    return {"iou": np.array(found), "mean": np.array(ious(vlscore.mean_map(encoding)))}
+
+
+def peaks(kind: str, source, photo: vlscore.Annotated) -> list[list[bool]]:
+    """For each class in a scene and each temperature, whether the peak is on the object asked for."""
+    encoding, texts = encode(kind, source, photo), load(kind)[1]
+    found = []
     for label in dict(photo.objects):
         asked = [vlscore.saliency(encoding, texts[label], tau) for tau in TEMPERATURES]
-        peaks.append([each is not None and in_box(each, encoding, photo.boxes_of(label)) for each in asked])
-    return {
-        "iou": np.array([ious(each) for each in found.values()]),
-        "mean": np.array(ious(vlscore.mean_map(encoding))),
-        "peak": np.array(peaks),
-    }
+        boxes = photo.boxes_of(label)
+        found.append([each is not None and in_box(each, encoding, boxes) for each in asked])
+    return found
 
 
 def in_box(saliency, encoding, boxes) -> bool:
@@ -148,7 +154,7 @@ def measure(kind: str, work: Path, only: str | None) -> None:
                 continue
             tuned = over(partial(sweep, kind, source), "tune", name)
             tested = over(partial(sweep, kind, source), "test", name)
-            paired = over(partial(sweep, kind, source), "pairs", name)
+            paired = over(partial(peaks, kind, source), "pairs", name)
             print(row(name, tuned, tested, paired), flush=True)
 
 
@@ -160,9 +166,9 @@ def row(name: str, tuned, tested, paired) -> str:
     iou = np.stack([each["iou"] for each in tested])  # (n, T, A)
     mean = [each["mean"][m] > 0.5 for each in tested]
     best = max((iou[:, t, n] > 0.5 for n in range(iou.shape[2])), key=np.sum)
-    peaks = np.stack([each["peak"][:, t] for each in paired])  # (n, 2)
+    right = np.array(paired)[:, :, t]  # (n, 2)
     cells = [name, f"{TEMPERATURES[t]:g}", f"{THRESHOLDS[a]:g}", share(iou[:, t, a] > 0.5), share(best)]
-    cells += [share(mean), share(peaks.ravel()), share(peaks.all(1))]
+    cells += [share(mean), share(right.ravel()), share(right.all(1))]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -83,7 +83,7 @@ class Recipe:
 
 RECIPES = {
     "rn": Recipe(scenes=32_000, cycles=(1000, 600), batch=128, rate=2e-3),
-    "vit": Recipe(scenes=48_000, cycles=(3200,), batch=64, rate=3e-3, guided=1500),
+    "vit": Recipe(scenes=48_000, cycles=(2000,), batch=64, rate=3e-3, guided=1300),
 }
 TEMPLATES = (
     "an image of a {}.",
@@ -259,7 +259,7 @@ def optimisers(kind: str, clip, guide=None) -> list[torch.optim.Optimizer]:
     matrices = [weight for weight in decayed if weight.ndim == 2]
     others = free + [weight for weight in decayed if weight.ndim != 2]
     if guide is not None:
-        others += list(guide.head.parameters())
+        others += list(guide.heads.parameters())
     return [Muon(matrices), torch.optim.AdamW(others, weight_decay=0.0, **adam)]
 
 
@@ -293,39 +293,56 @@ def caption_loss(clip, images, labels, captions, groups) -> torch.Tensor:
     return torch.stack(losses).mean()
 
 
+def start_text(clip) -> None:
+    """Start the text encoder from the trained CNN's, so that both models have one embedding space."""
+    state = vlscore.load_model("scenes-rn", "cpu").clip.state_dict()
+    state = {name: value for name, value in state.items() if not name.startswith("visual.")}
+    state["positional_embedding"] = state["positional_embedding"][: TEXT["context_length"]]
+    clip.load_state_dict(state, strict=False)
+
+
 class Guide(torch.nn.Module):
     """In the first steps the trained CNN shows the ViT what is where (FitNets, Romero et al. 2015).
 
-    A linear map of the patch tokens of the ViT's third block is to equal the CNN's layer3 maps, whose
-    grid is the same.  Without it the ViT learns colours and no shape within 1,000 steps.  The last
-    block, where maps are read, and the embedding learn from captions alone.
+    Linear maps of the patch tokens of the ViT's second and third block are to equal the CNN's layer3
+    and layer4 maps, and its embedding that of the CNN.  Without it the ViT learns colours and no shape
+    within 1,000 steps.  The patch tokens of the last block, where maps are read, have no such aim.
     """
 
     def __init__(self, pixels: torch.Tensor):
         super().__init__()
-        self.cnn, self.pixels = vlscore.load_model("scenes-rn", "cpu"), pixels
-        self.head = torch.nn.Linear(ENCODERS["vit"]["vision_width"], 256)
+        self.cnn, self.pixels = vlscore.load_model("scenes-rn", "cpu").visual, pixels
+        width = ENCODERS["vit"]["vision_width"]
+        self.heads = torch.nn.ModuleList([torch.nn.Linear(width, 256), torch.nn.Linear(width, 512)])
 
     @contextmanager
     def watching(self, clip):
-        """Keep the third block's output while the block runs."""
-
-        def keep(_, __, output):
-            self.tokens = output  # (1 + n, B, d)
-
-        handle = clip.visual.transformer.resblocks[2].register_forward_hook(keep)
+        """Keep the two blocks' outputs while the block runs."""
+        self.tokens = []
+        blocks = clip.visual.transformer.resblocks[1:3]
+        handles = [
+            block.register_forward_hook(lambda _, __, output: self.tokens.append(output)) for block in blocks
+        ]
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
-    def loss(self, rows, quarters, mirrored) -> torch.Tensor:
-        """Mean squared distance to the CNN's maps of the same scenes, each channel of variance 1."""
-        seen = turn_and_mirror(self.pixels[rows], quarters, mirrored)
-        maps = self.cnn.feature_maps(normalise(seen), "layer3")  # (B, 256, h, w)
-        target = F.batch_norm(maps, None, None, training=True, eps=1e-4)
-        guess = self.head(self.tokens[1:]).permute(1, 2, 0).reshape(target.shape)
-        return F.mse_loss(guess, target)
+    def loss(self, images, rows, quarters, mirrored) -> torch.Tensor:
+        """Distances to the CNN's maps of the same scenes, each channel of variance 1, and embeddings."""
+        seen = normalise(turn_and_mirror(self.pixels[rows], quarters, mirrored))
+        cnn = self.cnn
+        with torch.no_grad(), vlscore.tapped(cnn.layer3) as third, vlscore.tapped(cnn.layer4) as fourth:
+            embeddings = cnn(seen)
+        losses = [1 - F.cosine_similarity(images, embeddings).mean()]
+        for tokens, head, maps in zip(self.tokens, self.heads, (third.output, fourth.output)):
+            patches = head(tokens[1:]).permute(1, 2, 0)  # (B, C, h·w)
+            side = round(patches.shape[2] ** 0.5)
+            target = F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False)
+            target = F.batch_norm(target, None, None, training=True, eps=1e-4)
+            losses.append(F.mse_loss(patches.unflatten(2, (side, side)), target))
+        return sum(losses)
 
 
 @torch.inference_mode()
@@ -364,6 +381,7 @@ def train(kind: str, recipe: Recipe, work: Path):
     clip, guide = build(kind), None
     if recipe.guided:
         guide = Guide(training_set(work, recipe, ENCODERS["rn"]["image_resolution"])[0])
+        start_text(clip)
     run = Run(work / f"{kind}.pt", clip, guide, optimisers(kind, clip, guide))
     steps = sum(recipe.cycles)
     bar = tqdm(range(run.step, steps), f"scenes-{kind}", steps, initial=run.step, unit="step")
@@ -379,7 +397,7 @@ def train(kind: str, recipe: Recipe, work: Path):
             images = clip.encode_image(batch)  # (B, D)
         loss = caption_loss(clip, images, labels[rows], captions, groups)
         losses.append(loss.item())
-        run.take_step(loss + guide.loss(rows, *turn) if is_guided else loss, rate_at(step, recipe))
+        run.take_step(loss + guide.loss(images, rows, *turn) if is_guided else loss, rate_at(step, recipe))
         if (step + 1) % recipe.every == 0:
             run.save(step + 1, float(np.mean(losses)), top1(clip, *held_out))
             losses = []

@@ -10,21 +10,21 @@ import vlscore
 T, A = len(TEMPERATURES), len(THRESHOLDS)
 
 
-def swept(hits, mean=(), peak=((False,) * T,)):
+def swept(hits, mean=()):
     """One scene's sweep with box IoU 0.9 where it hits and 0.1 elsewhere."""
     iou = np.full((T, A), 0.1)
     for cell in hits:
         iou[cell] = 0.9
     means = np.full(A, 0.1)
     means[list(mean)] = 0.9
-    return {"iou": iou, "mean": means, "peak": np.array(peak)}
+    return {"iou": iou, "mean": means}
 
 
 def test_temperature_and_threshold_are_those_of_the_tuning_set():
     tuned = [swept([(2, 3)], mean=[5])] * 3 + [swept([(0, 0)], mean=[1])]
     tested = [swept([(2, 3), (0, 0)], mean=[5])] * 6 + [swept([(0, 0), (2, 7)], mean=[1])] * 4
     right = [[True] * T, [n != 2 for n in range(T)]]
-    line = measure_scenes.row("some maps", tuned, tested, [swept([], peak=right)] * 5)
+    line = measure_scenes.row("some maps", tuned, tested, [right] * 5)
     cells = line.strip("| ").split(" | ")
     assert cells[:3] == ["some maps", f"{TEMPERATURES[2]:g}", f"{THRESHOLDS[3]:g}"]
     low, high = vlscore.wilson(6, 10)
@@ -44,7 +44,7 @@ def test_the_best_constant_box_is_that_of_most_hits():
 
 
 def test_a_scene_is_swept_as_localize_finds(monkeypatch, tmp_path, rn):
-    """At one temperature and threshold, the box IoU is that of `localize`."""
+    """At each temperature and threshold, box IoU and peak are those of `saliency` and `find_boxes`."""
     import scenes
 
     scenes.write_scenes(tmp_path / "scenes", 1, 7, (120, 90), objects=2)
@@ -53,9 +53,12 @@ def test_a_scene_is_swept_as_localize_finds(monkeypatch, tmp_path, rn):
     texts = {wnid: vlscore.class_embedding(rn, names[wnid]) for wnid, _ in photo.objects}
     monkeypatch.setattr(measure_scenes, "load", lambda kind: (rn, texts))
     found = measure_scenes.sweep("rn", ("layer3", "activation", None), photo)
-    assert found["peak"].shape == (2, T)
+    peaks = measure_scenes.peaks("rn", ("layer3", "activation", None), photo)
     encoding = vlscore.encode(rn, photo.path, "layer3")
     for t, a in ((0, 0), (2, 5), (4, 12)):
         saliency = vlscore.saliency(encoding, texts[photo.label], TEMPERATURES[t])
         boxes = vlscore.find_boxes(saliency, encoding, THRESHOLDS[a])
         assert found["iou"][t, a] == pytest.approx(vlscore.box_iou(boxes, photo.boxes))
+        x, y = vlscore.peak(saliency, encoding)
+        (x0, y0, x1, y1) = photo.boxes[0]
+        assert peaks[0][t] == (x0 <= x <= x1 and y0 <= y <= y1)
