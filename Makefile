@@ -5,7 +5,16 @@ READY := .venv/.ready
 # Else PyTorch's idle threads spin and take the cores from OpenVINO's.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test lint notebooks book clean
+# make evaluate ROOT=imagenet MODEL=RN50 OUT=rn50 ARGS="--threshold 0.6 --resume"
+ROOT ?= data/photos
+MODEL ?= lite0-minilm
+OUT ?= run
+ARGS ?= --keep 128
+# make sweep GRID="MODEL=scenes-rn,scenes-vit LIMIT=20,40" JOBS=2
+GRID ?= MODEL=scenes-rn,scenes-vit LIMIT=20 OTHER=null
+JOBS ?= 2
+
+.PHONY: demo test lint evaluate sweep notebooks book clean
 
 demo: $(READY)  ## find two things in a real photo: prints the boxes, writes demo.png
 	$(BIN)/vlscore localize .venv/lib/python3*/site-packages/skimage/data/astronaut.png \
@@ -18,6 +27,12 @@ test: $(READY) lint book  ## unit tests, the notebooks as tests, and the book bu
 lint: $(READY)  ## ruff's checks and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+evaluate: $(READY)  ## measure MODEL on the data set in ROOT: records and summary.json in OUT
+	$(BIN)/vlscore evaluate $(ROOT) --model $(MODEL) --out $(OUT) $(ARGS)
+
+sweep: $(READY)  ## run chapter 04 over a GRID of parameters by papermill, into one table in sweep/
+	$(BIN)/python notebooks/sweep.py $(GRID) --jobs $(JOBS)
 
 notebooks: $(READY)  ## execute the chapters in place; a second run changes no byte
 	$(BIN)/python notebooks/execute.py

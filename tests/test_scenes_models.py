@@ -25,14 +25,14 @@ def model(request):
 def single(tmp_path_factory):
     folder = tmp_path_factory.mktemp("single") / "scenes"
     scenes.write_scenes(folder, 100, 101, (224, 224), objects=1)
-    return vlscore.read_imagenet(folder)
+    return vlscore.read_dataset(folder).photos
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs") / "scenes"
     scenes.write_scenes(folder, 16, 102, (224, 224), objects=2)
-    return vlscore.read_imagenet(folder)
+    return vlscore.read_dataset(folder).photos
 
 
 def class_embeddings(model):

@@ -1,0 +1,88 @@
+"""A grid of parameters, run by papermill over a small chapter."""
+
+import json
+
+import nbformat
+import pytest
+import sweep
+
+PARAMETERS = "MODEL, LIMIT = 'a', 1\nOUT = None\nRESULTS = None"
+BODY = """
+import json, pathlib
+assert LIMIT < 9, "too many"
+figure = {"value": LIMIT / 10}
+keys = ("gt_known", "top1_loc", "max_box_acc", "max_box_acc_v2")
+summary = {"images": LIMIT, "results": {key: figure for key in keys}}
+folder = pathlib.Path(RESULTS)
+folder.mkdir(parents=True, exist_ok=True)
+(folder / f"{pathlib.Path(OUT).name}.json").write_text(json.dumps({"summary": summary, "model": MODEL}))
+"""
+
+
+@pytest.fixture
+def chapter(tmp_path):
+    """A notebook with three parameters, which writes a summary as chapter 04 does."""
+    parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    cells = [parameters, nbformat.v4.new_code_cell(BODY)]
+    path = tmp_path / "chapter.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+def sweep_over(chapter, *words):
+    return sweep.main([*words, "--chapter", str(chapter), "--out", str(chapter.parent / "sweep")])
+
+
+def test_a_grid_is_every_combination():
+    found = sweep.grid(["MODEL=a,b", "LIMIT=1,2", "LAYER=null", "THRESHOLDS=[0.5],[0.55, 0.6]"])
+    assert len(found) == 8
+    assert found[0] == {"MODEL": "a", "LIMIT": 1, "LAYER": None, "THRESHOLDS": [0.5]}
+    assert found[-1] == {"MODEL": "b", "LIMIT": 2, "LAYER": None, "THRESHOLDS": [0.55, 0.6]}
+    assert sweep.grid([]) == [{}]
+
+
+@pytest.mark.parametrize("word", ["LIMIT", "LIMIT=", "LIMIT=[1", "LIMIT={"])
+def test_a_word_that_is_no_choice_is_told(capsys, chapter, word):
+    assert sweep_over(chapter, word) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_an_unknown_parameter_is_an_error_and_nothing_runs(capsys, chapter):
+    assert sweep_over(chapter, "LIMITS=1,2") == 2
+    assert "has no parameter LIMITS: choose of MODEL, LIMIT" in capsys.readouterr().err
+    assert not (chapter.parent / "sweep").exists()
+
+
+def test_the_parameters_of_chapter_04_are_those_that_a_sweep_sets():
+    sweep.check_names(sweep.CHAPTER, ["OUT", "RESULTS", "MODEL", "ROOT", "LAYER", "MAPS", "KEEP", "LIMIT"])
+
+
+def test_runs_are_gathered_into_one_table_and_not_repeated(capsys, chapter):
+    assert sweep_over(chapter, "MODEL=a", "LIMIT=2,4", "--jobs", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["MODEL-a_LIMIT-2", "2", "20.0"],
+        ["MODEL-a_LIMIT-4", "4", "40.0"],
+    ]
+    folder = chapter.parent / "sweep"
+    assert (folder / "table.txt").read_text().splitlines() == lines
+    kept = folder / "results" / "MODEL-a_LIMIT-2.json"
+    facts = json.loads(kept.read_text())
+    facts["summary"]["images"] = 77  # would be overwritten by a second run
+    kept.write_text(json.dumps(facts))
+    assert sweep_over(chapter, "MODEL=a", "LIMIT=2") == 0
+    assert "77" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(capsys, chapter):
+    assert sweep_over(chapter, "LIMIT=9,3") == 1
+    printed = capsys.readouterr()
+    assert "failed: LIMIT-9: AssertionError: too many" in printed.err
+    assert "LIMIT-3" in printed.out
+    assert (chapter.parent / "sweep" / "LIMIT-9.ipynb").exists()
+
+
+def test_names_of_runs_are_names_of_files():
+    assert sweep.label({"MODEL": "a/b@c", "LIMIT": 2}) == "MODEL-a-b-c_LIMIT-2"
+    assert sweep.label({}) == "defaults"
