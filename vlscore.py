@@ -688,8 +688,8 @@ CLIP_NAMES = (
 )
 OFFLINE_MODEL = "lite0-minilm"
 # τ and α of the small CLIPs trained on drawn scenes: those of the best GT-known localization with the
-# last layer's activation maps, on 80 and 100 scenes of seed 11.
-SCENES_MODELS = {"scenes-rn": (0.1, 0.65), "scenes-vit": (0.1, 0.40)}
+# last layer's activation maps, on 80 and 200 scenes of seed 11.
+SCENES_MODELS = {"scenes-rn": (0.03, 0.65), "scenes-vit": (0.05, 0.20)}
 
 
 def clip_file(name: str) -> Path:
@@ -1309,10 +1309,10 @@ def auroc(positive, negative) -> float:
 
 
 def resamples(n: int, count: int = 1000, seed: int = 0):
-    """The bootstrap (Efron 1979): how often each of n images is drawn, (n,) float32 for each resample."""
+    """The bootstrap (Efron 1979): how often each of n images is drawn, (n,) float64 for each resample."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        yield np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float32)
+        yield np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64)
 
 
 def interval(values) -> tuple[float, float]:
@@ -2018,6 +2018,8 @@ class Protocol:
                 raise VLScoreError(f"the threshold is {each}: give a number between 0 and 1")
         if self.templates not in ("report", "clip"):
             raise VLScoreError(f"unknown templates {self.templates!r}: choose report or clip")
+        if self.fit not in FITS:
+            raise VLScoreError(f"unknown fit {self.fit!r}: choose one of {', '.join(FITS)}")
         layer = str(model.layers[-1] if self.layer is None else self.layer)
         model.feature_maps(torch.zeros(1, 3, *[model.input_size] * 2), layer, self.maps, self.pca)
         select_maps(torch.zeros(1, 1, 1), self.keep)
@@ -2226,6 +2228,15 @@ class _Scorer(torch.nn.Module):
         return (unit(self.join(self.visual(pixels))) @ self.text)[:, None]
 
 
+def gradient_tap(model: Model, layer: str):
+    """The module at whose output gradient methods look at a layer: for a ViT, the block's first norm.
+
+    Only the class token leaves a ViT, so the patches at the output of its last block have no gradient.
+    """
+    tap = model._taps()[layer]
+    return tap.ln_1 if getattr(model, "is_vit", False) else tap
+
+
 def peer_cam(method: str, model: Model, pixels: torch.Tensor, text: torch.Tensor, layer: str) -> torch.Tensor:
     """GradCAM or ScoreCAM of pytorch-grad-cam for the cosine with a text (D,): (S, S) in [0, 1]."""
     import pytorch_grad_cam
@@ -2233,7 +2244,7 @@ def peer_cam(method: str, model: Model, pixels: torch.Tensor, text: torch.Tensor
     reshape = patch_maps if getattr(model, "is_vit", False) else None
     cam_class, scorer = getattr(pytorch_grad_cam, method), _Scorer(model, text)
     silent = redirect_stderr(StringIO())  # ScoreCAM shows a progress bar of its own
-    with silent, cam_class(scorer, [model._taps()[layer]], reshape_transform=reshape) as cam:
+    with silent, cam_class(scorer, [gradient_tap(model, layer)], reshape_transform=reshape) as cam:
         seen = pixels[None].to(model.device).requires_grad_()
         return torch.from_numpy(cam(seen, targets=[lambda score: score[0]])[0])
 
@@ -2247,7 +2258,7 @@ def gscorecam(model: Model, pixels: torch.Tensor, text: torch.Tensor, layer: str
         (h, w).
     """
     seen, kept = pixels[None].to(model.device).requires_grad_(), []
-    handle = model._taps()[layer].register_forward_hook(lambda _, __, output: kept.append(output))
+    handle = gradient_tap(model, layer).register_forward_hook(lambda _, __, output: kept.append(output))
     try:
         score = _Scorer(model, text)(seen)
     finally:
@@ -2298,7 +2309,7 @@ class Run:
                 raise VLScoreError(
                     f"{self.out} holds a run: add --resume to go on with it, or choose another folder"
                 )
-            self._compare(read_json(file)["parameters"])
+            self._compare(read_parameters(self.out))
         else:
             self.out.mkdir(parents=True, exist_ok=True)
             if any(self.out.glob("part-*.parquet")):
@@ -2339,7 +2350,7 @@ class Run:
         if self.out is None:
             return records
         content = BytesIO()
-        records.to_parquet(content, index=False)
+        records.to_parquet(content, index=False, write_page_checksum=True)
         write_whole(self._part(number), content.getvalue())
         return read_part(self._part(number))
 
@@ -2352,13 +2363,32 @@ class Run:
 
 
 def read_part(path):
-    """Read a part's records -> a pandas DataFrame."""
+    """Read a part's records -> a pandas DataFrame.
+
+    Raises:
+        VLScoreError: it is damaged, or no part.
+    """
     import pandas
 
     try:
-        return pandas.read_parquet(path)
-    except (OSError, ValueError) as error:
+        records = pandas.read_parquet(path, page_checksum_verification=True)
+        records["image"]  # a KeyError if it holds something else
+        return records
+    except Exception as error:  # a damaged footer raises nearly any type
         raise VLScoreError(f"{path} cannot be read ({error}): remove it and run again") from None
+
+
+def read_parameters(out) -> dict:
+    """The parameters of the run in a folder.
+
+    Raises:
+        VLScoreError: it holds no run.
+    """
+    facts = read_json(Path(out) / "run.json")
+    parameters = facts.get("parameters") if isinstance(facts, dict) else None
+    if not isinstance(parameters, dict) or "images" not in parameters:
+        raise VLScoreError(f"{Path(out) / 'run.json'} has no parameters of a run: choose another folder")
+    return parameters
 
 
 def read_json(path):
@@ -2382,7 +2412,7 @@ def read_run(out) -> tuple[dict, object]:
     import pandas
 
     out = Path(out)
-    parameters = read_json(out / "run.json")["parameters"]
+    parameters = read_parameters(out)
     parts = [read_part(path) for path in sorted(out.glob("part-*.parquet"))]
     if sum(map(len, parts)) != parameters["images"]:
         raise VLScoreError(f"{out} holds a run that was stopped: finish it by vlscore evaluate --resume")
@@ -2485,19 +2515,22 @@ def _presence(records):
         return None
     there = (rows["score"] - rows["base_score"]).to_numpy()
     absent = (rows["absent_score"] - rows["absent_base_score"]).to_numpy()
-    areas = [_weighted_auroc(there, absent, draw) for draw in resamples(len(rows), 200)]
     return {
         "label_said_absent": _share(there <= 0),
         "other_said_absent": _share(absent <= 0),
-        "auroc": _estimate(auroc(there, absent), areas),
+        "auroc": _estimate(auroc(there, absent), _resampled_auroc(there, absent)),
     }
 
 
-def _weighted_auroc(there, absent, draw):
-    from sklearn.metrics import roc_auc_score
-
-    truth = np.repeat([1, 0], len(there))
-    return roc_auc_score(truth, np.concatenate([there, absent]), sample_weight=np.tile(draw, 2))
+def _resampled_auroc(there, absent):
+    """The AUROC of each resample: both scores of an image are drawn together."""
+    order = absent.argsort()
+    below, upto = (np.searchsorted(absent[order], there, side) for side in ("left", "right"))
+    areas = []
+    for draw in resamples(len(there)):
+        total = np.concatenate([[0], draw[order].cumsum()])
+        areas.append(draw @ (total[below] + total[upto]) / 2 / draw.sum() ** 2)
+    return areas
 
 
 def _rounded(value):
@@ -2531,16 +2564,19 @@ def compare(first, second, count: int = 10_000) -> dict:
         VLScoreError: the runs are of other images.
     """
     sides = [_paired(*each) for each in (first, second)]
-    if list(first[1]["image"]) != list(second[1]["image"]):
-        raise VLScoreError("the two runs are of other images: compare runs on the same ones")
+    same = ("image", "label", "objects")
     n = len(first[1])
-    everyone = np.ones(n, np.float32)
+    if n != len(second[1]) or any(list(first[1][each]) != list(second[1][each]) for each in same):
+        raise VLScoreError("the two runs are of other images: compare runs on the same ones")
+    if not np.array_equal(*(np.stack(records["constant"]) for _, records in (first, second))):
+        raise VLScoreError("the two runs are of other boxes: compare runs on the same ones")
+    everyone = np.ones(n)
     found = {}
     for metric in sides[0]:
         a, b = (side[metric](everyone) for side in sides)
         draws = np.array([sides[1][metric](draw) - sides[0][metric](draw) for draw in resamples(n, count)])
         low, high = interval(draws)
-        p = min(1.0, 2 * min((draws <= 0).mean(), (draws >= 0).mean()))
+        p = min(1.0, 2 * (min((draws <= 0).sum(), (draws >= 0).sum()) + 1) / (count + 1))
         found[metric] = {"first": a, "second": b, "difference": b - a, "low": low, "high": high, "p": p}
     return found
 
@@ -2565,56 +2601,56 @@ def _paired(parameters, records):
 
 # Published figures, percent: GT-known, Top-1 Loc, Top-5 Loc, and where they stand.
 PUBLISHED = [
-    ("VL-Score, CLIP RN50, α = 0.60", 66.93, 39.30, 57.20, "VL-Score report, Table 2"),
-    ("VL-Score, CLIP RN101, α = 0.60", 65.40, 39.50, 56.31, "VL-Score report, Table 2"),
-    ("VL-Score, CLIP ViT-B/16, α = 0.55, first 10,000", 20.80, 14.63, 19.57, "VL-Score report, Table 2"),
-    ("ResNet50-CAM, weakly supervised", 51.86, 38.99, 49.47, "VL-Score report, Table 1"),
-    ("PSOL, weakly supervised", 65.44, 53.98, 63.08, "VL-Score report, Table 1"),
-    ("BGC, weakly supervised", 69.89, 53.76, 65.75, "VL-Score report, Table 1"),
-    ("constant centred box, 75 % of each side", 53.29, None, None, "computed from the 50,000 annotations"),
+    ("VL-Score, RN50, α = 0.60", 66.93, 39.30, 57.20, "report, Table 2"),
+    ("VL-Score, RN101, α = 0.60", 65.40, 39.50, 56.31, "report, Table 2"),
+    ("VL-Score, ViT-B/16, α = 0.55, first 10k", 20.80, 14.63, 19.57, "report, Table 2"),
+    ("CAM, ResNet50, weakly supervised", 51.86, 38.99, 49.47, "report, Table 1"),
+    ("PSOL, ResNet50, weakly supervised", 65.44, 53.98, 63.08, "report, Table 1"),
+    ("BGC, ResNet50, weakly supervised", 69.89, 53.76, 65.75, "report, Table 1"),
+    ("constant box, 75 % of each side", 53.29, None, None, "50,000 images"),
 ]
 
 
 def summary_table(summary: dict) -> str:
-    """A summary as text: a line a method, percent with 95 % intervals, and the published figures apart."""
-    keys = ("gt_known", "top1_loc", "top5_loc", "mean_box_iou")
-    names = ("GT-known", "Top-1 Loc", "Top-5 Loc", "mean box IoU", "MaxBoxAcc", "MaxBoxAccV2")
+    """A summary as text: a line a method, in percent, GT-known with its 95 % interval."""
     at = summary["thresholds"].index(summary["threshold"])
 
-    def line(name, alpha, *figures):
-        return f"{name:24} {alpha:>6} " + " ".join(f"{_percent(each):>18}" for each in figures)
+    def line(name, alpha, known, *figures):
+        shown = " ".join(f"{100 * each['value']:5.1f}" for each in figures)
+        return f"{name:20} {alpha:>5} {_percent(known):>16} {shown}".rstrip()
 
-    rows = [f"{'percent (95 % interval)':24} {'α':>6} " + " ".join(f"{name:>18}" for name in names)]
+    names = ("Top-1", "Top-5", "IoU", "Acc", "AccV2")
+    rows = [f"{'percent':20} {'α':>5} {'GT-known':>16} " + " ".join(f"{name:>5}" for name in names)]
     for name, method in summary["methods"].items():
         best = max(range(len(method["gt_known"])), key=lambda n: method["gt_known"][n]["value"])
-        shown = name if method["images"] == summary["images"] else f"{name}, first {method['images']}"
-        for n in (at, best) if name.startswith("VL-Score") else (best,):
+        shown = name if method["images"] == summary["images"] else f"{name}, {method['images']}"
+        for n in dict.fromkeys([at, best] if name.startswith("VL-Score") else [best]):
             alpha = f"{summary['thresholds'][n]:g}" + "*" * (n == best)
-            figures = [method[key][n] for key in keys]
+            figures = [method[key][n] for key in ("gt_known", "top1_loc", "top5_loc", "mean_box_iou")]
             rows.append(line(shown, alpha, *figures, method["max_box_acc"], method["max_box_acc_v2"]))
     constant = summary["constant_box"]
-    rows.append(line(f"constant box, side {constant['side']:g}*", "", constant["gt_known"]))
+    rows.append(line("constant box, side", f"{constant['side']:g}*", constant["gt_known"]))
     rows.append(line("whole image", "", summary["whole_image"]["gt_known"]))
-    rows.append("* the best on these images; so are, by definition, the thresholds of MaxBoxAcc and V2")
+    rows.append("IoU: mean box IoU; Acc, AccV2: MaxBoxAcc and V2, each at its best threshold")
+    rows.append("*: best on these images; a number after a name: of so many images, the first")
     right = summary["classification"]
     rows.append(f"classification: top-1 {_percent(right['top1'])}, top-5 {_percent(right['top5'])}")
     boxes = summary["boxes"]
     same = _percent(boxes["same_number"])
     rows.append(f"boxes: {boxes['predicted']:.2f} an image, objects {boxes['objects']:.2f}; as many: {same}")
     if presence := summary["presence"]:
-        rows.append(
-            f"said absent: the label {_percent(presence['label_said_absent'])}, a class that is not there"
-            f" {_percent(presence['other_said_absent'])}; AUROC {_percent(presence['auroc'])}"
-        )
+        label, other = _percent(presence["label_said_absent"]), _percent(presence["other_said_absent"])
+        rows.append(f"said absent: the label {label}, a class not there {other}")
+        rows.append(f"AUROC of presence: {_percent(presence['auroc'])}")
     return "\n".join(rows)
 
 
 def published_table() -> str:
     """The published figures as text, each with its source."""
-    rows = [f"{'published, not measured here':48} GT-known  Top-1  Top-5  source"]
+    rows = [f"{'published on ImageNet, not measured here':41} GT-known  Top-1  Top-5  source"]
     for name, known, first, five, source in PUBLISHED:
         figures = " ".join(f"{'' if each is None else f'{each:.2f}':>6}" for each in (first, five))
-        rows.append(f"{name:48} {known:8.2f} {figures}  {source}")
+        rows.append(f"{name:41} {known:8.2f} {figures}  {source}")
     return "\n".join(rows)
 
 
@@ -3018,6 +3054,7 @@ def _run_evaluate(options):
     print(f"{options.root}: {count}, layout {dataset.layout} ({LAYOUTS[dataset.layout]})", flush=True)
     model = load_model(options.model)
     chosen = _picked(options, Protocol)
+    Protocol(**chosen).settled(model)  # a bad option is told before workers are started
     with _cluster(options) as client, _Pace(len(dataset.photos)) as pace:
         evaluate(model, dataset, options.out, options.resume, client, pace, **chosen)
     summary = read_json(Path(options.out) / "summary.json")
@@ -3041,12 +3078,16 @@ class _Pace:
     """Images a second and the time left, on stderr: a bar, or a line every half minute without a terminal."""
 
     def __init__(self, total):
-        from tqdm import tqdm
-
-        every = 0.1 if sys.stderr.isatty() else 30
-        self.bar = tqdm(desc="evaluating", total=total, unit="image", mininterval=every, maxinterval=every)
+        self.total, self.bar = total, None
 
     def __call__(self, count, measured=True):
+        from tqdm import tqdm
+
+        if self.bar is None:  # not before there is something to show: an error is told in one line
+            every = 0.1 if sys.stderr.isatty() else 30
+            self.bar = tqdm(
+                desc="evaluating", total=self.total, unit="image", mininterval=every, maxinterval=every
+            )
         if not measured:
             self.bar.initial += count
         self.bar.update(count)
@@ -3055,7 +3096,8 @@ class _Pace:
         return self
 
     def __exit__(self, *_):
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 @contextmanager
@@ -3075,7 +3117,7 @@ def _cluster(options):
         try:
             place = options.scheduler
             if place is None:
-                local = LocalCluster(options.workers, threads_per_worker=1, dashboard_address=None)
+                local = LocalCluster(options.workers, threads_per_worker=1, dashboard_address="127.0.0.1:0")
                 place = stack.enter_context(local)
             client = stack.enter_context(Client(place, timeout=20))
         except (OSError, ValueError) as error:

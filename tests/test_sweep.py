@@ -6,7 +6,7 @@ import nbformat
 import pytest
 import sweep
 
-PARAMETERS = "MODEL, LIMIT = 'a', 1\nOUT = None\nRESULTS = None"
+PARAMETERS = "MODEL = 'a'\nLIMIT = 1\nOUT = None\nRESULTS = None"
 BODY = """
 import json, pathlib
 assert LIMIT < 9, "too many"
