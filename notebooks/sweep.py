@@ -9,8 +9,10 @@ or `THRESHOLDS=[0.5],[0.55,0.6]`.  A sweep that was stopped goes on.
 import argparse
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 
 import papermill
@@ -54,7 +56,7 @@ def label(parameters: dict) -> str:
     return "".join(c if c.isalnum() or c in "-_.=" else "-" for c in text)
 
 
-def run(chapter: Path, parameters: dict, out: Path) -> str | None:
+def run(chapter: Path, out: Path, parameters: dict) -> str | None:
     """Execute the chapter once; None, or why it failed."""
     name = label(parameters)
     if (out / "results" / f"{name}.json").exists():
@@ -105,12 +107,11 @@ def main(argv: list[str] | None = None) -> int:
         combinations = grid(options.grid)
         check_names(options.chapter, combinations[0])
         options.out.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(max(1, options.jobs)) as pool:
-            failed = pool.map(
-                lambda each: run(options.chapter, each, options.out),
-                combinations,
-            )
-            failed = [why for why in failed if why]
+        # Processes, since papermill changes the working directory.
+        jobs = max(1, options.jobs), get_context("spawn")
+        with ProcessPoolExecutor(*jobs) as pool:
+            work = partial(run, options.chapter, options.out)
+            failed = [why for why in pool.map(work, combinations) if why]
     except vlscore.VLScoreError as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 2

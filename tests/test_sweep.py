@@ -1,6 +1,7 @@
 """A grid of parameters, run by papermill over a small chapter."""
 
 import json
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -73,6 +74,12 @@ def test_runs_are_gathered_into_one_table_and_not_repeated(capsys, chapter):
     kept.write_text(json.dumps(facts))
     assert sweep_over(chapter, "MODEL=a", "LIMIT=2") == 0
     assert "77" in capsys.readouterr().out
+
+
+def test_the_working_directory_stays(chapter):
+    before = Path.cwd()
+    assert sweep_over(chapter, "LIMIT=2,3,4,5", "--jobs", "4") == 0
+    assert Path.cwd() == before
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(capsys, chapter):
