@@ -179,6 +179,7 @@ class Model:
         temperature, threshold: τ and α that `localize`, the command line and the app use.
     """
 
+    is_vit = False  # whether the layers are blocks of a Vision Transformer
     mean: tuple[float, float, float]  # of the pixel values 0–255, a channel
     std: tuple[float, float, float]
 
@@ -2107,7 +2108,12 @@ def class_embeddings(model: Model, dataset: Dataset, protocol: Protocol) -> torc
 def measure_here(model, job, todo):
     """Measure part after part in this process -> (number, records) of each."""
     for number, part in todo.items():
-        yield number, [measure(model, photo, job, with_peers) for photo, with_peers in part]
+        yield number, measure_part(model, job, part)
+
+
+def measure_part(model, job, part) -> list[dict]:
+    """Measure the photos of one of `Run.parts` -> a record each."""
+    return [measure(model, photo, job, with_peers) for photo, with_peers in part]
 
 
 def measure_by_dask(client, job, todo):
@@ -2139,8 +2145,7 @@ def measure_by_dask(client, job, todo):
 
 
 def _measure_on_worker(job, part):
-    model = _worker_model(job.model)
-    return next(measure_here(model, job, {0: part}))[1]
+    return measure_part(_worker_model(job.model), job, part)
 
 
 @lru_cache(1)
@@ -2234,19 +2239,30 @@ def gradient_tap(model: Model, layer: str):
     Only the class token leaves a ViT, so the patches at the output of its last block have no gradient.
     """
     tap = model._taps()[layer]
-    return tap.ln_1 if getattr(model, "is_vit", False) else tap
+    return tap.ln_1 if model.is_vit else tap
 
 
 def peer_cam(method: str, model: Model, pixels: torch.Tensor, text: torch.Tensor, layer: str) -> torch.Tensor:
     """GradCAM or ScoreCAM of pytorch-grad-cam for the cosine with a text (D,): (S, S) in [0, 1]."""
     import pytorch_grad_cam
 
-    reshape = patch_maps if getattr(model, "is_vit", False) else None
+    reshape = patch_maps if model.is_vit else None
     cam_class, scorer = getattr(pytorch_grad_cam, method), _Scorer(model, text)
     silent = redirect_stderr(StringIO())  # ScoreCAM shows a progress bar of its own
     with silent, cam_class(scorer, [gradient_tap(model, layer)], reshape_transform=reshape) as cam:
         seen = pixels[None].to(model.device).requires_grad_()
         return torch.from_numpy(cam(seen, targets=[lambda score: score[0]])[0])
+
+
+@contextmanager
+def _kept_outputs(module):
+    """Keep a module's outputs, with their gradients' graph, while the block runs."""
+    kept = []
+    handle = module.register_forward_hook(lambda _, __, output: kept.append(output))
+    try:
+        yield kept
+    finally:
+        handle.remove()
 
 
 def gscorecam(model: Model, pixels: torch.Tensor, text: torch.Tensor, layer: str, k: int = 300):
@@ -2257,15 +2273,12 @@ def gscorecam(model: Model, pixels: torch.Tensor, text: torch.Tensor, layer: str
     Returns:
         (h, w).
     """
-    seen, kept = pixels[None].to(model.device).requires_grad_(), []
-    handle = gradient_tap(model, layer).register_forward_hook(lambda _, __, output: kept.append(output))
-    try:
+    seen = pixels[None].to(model.device).requires_grad_()
+    with _kept_outputs(gradient_tap(model, layer)) as kept:
         score = _Scorer(model, text)(seen)
-    finally:
-        handle.remove()
     (gradient,) = torch.autograd.grad(score.sum(), kept)
     maps = kept[0].detach().float()
-    if getattr(model, "is_vit", False):
+    if model.is_vit:
         maps, gradient = patch_maps(maps), patch_maps(gradient)
     rows = gradient[0].mean((1, 2)).topk(min(k, maps.shape[1])).indices
     chosen = maps[0, rows].cpu()
@@ -2723,7 +2736,7 @@ def sources(model: Model, pca: int = 4) -> dict[str, dict]:
     Args:
         pca: number of principal components of query, key and value; each gives two maps.
     """
-    if not getattr(model, "is_vit", False):
+    if not model.is_vit:
         return {"activation": {"maps": "activation"}}
     found = {maps: {"maps": maps} for maps in MAPS}
     return found | {f"{maps}, pca={pca}": {"maps": maps, "pca": pca} for maps in MAPS[2:]}
@@ -2828,15 +2841,7 @@ def _parser():
     add = commands.add_parser("localize", help="boxes for one image and one or more texts").add_argument
     add("image", metavar="IMAGE", help="JPEG, PNG, WebP, …")
     add("texts", metavar="TEXT", nargs="+", help='e.g. "an image of a cat."')
-    add("--model", default="auto", metavar="M", help="a name of `vlscore models` or a checkpoint's path")
-    add("--layer", metavar="L", help="where the maps are read (default: the model's last layer)")
-    add("--maps", default="activation", metavar="KIND", help=", ".join(MAPS))
-    add("--pca", type=int, metavar="N", help="N principal components of query, key or value maps")
-    add("--keep", type=_keep, metavar="N", help="score N maps, or a share of their energy (default: all)")
-    add("--temperature", type=float, metavar="T", help="of the softmax over the maps")
-    add("--threshold", type=float, metavar="A", help="CAM threshold, between 0 and 1")
-    add("--fit", default="squash", metavar="F", help=", ".join(FITS))
-    add("--precision", default="auto", metavar="P", help=", ".join(PRECISIONS))
+    _add_encoding(add)
     add("--out", metavar="PICTURE.png", help="write photo, heat map and boxes")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     _add_evaluate(
@@ -2850,21 +2855,26 @@ def _parser():
     return parser
 
 
-def _add_evaluate(add):
-    add("root", metavar="ROOT", help="the data set's folder; its layout is found by looking")
-    add("--out", required=True, metavar="DIR", help="for part-*.parquet, run.json and summary.json")
-    add("--resume", action="store_true", help="go on with the run in DIR that was stopped")
+def _add_encoding(add):
+    """The options of model and encoding that `localize` and `evaluate` share."""
     add("--model", default="auto", metavar="M", help="a name of `vlscore models` or a checkpoint's path")
     add("--layer", metavar="L", help="where the maps are read (default: the model's last layer)")
     add("--maps", default="activation", metavar="KIND", help=", ".join(MAPS))
     add("--pca", type=int, metavar="N", help="N principal components of query, key or value maps")
     add("--keep", type=_keep, metavar="N", help="score N maps, or a share of their energy (default: all)")
-    add("--temperature", type=float, metavar="T", help="τ of the results (default: the model's)")
-    add("--threshold", type=float, metavar="A", help="α of the results (default: the model's)")
-    add("--temperatures", type=_numbers, default=Protocol.temperatures, metavar="T,T", help="of the sweep")
-    add("--thresholds", type=_numbers, default=Protocol.thresholds, metavar="A,A", help="of the sweep")
+    add("--temperature", type=float, metavar="T", help="of the softmax over the maps (default: the model's)")
+    add("--threshold", type=float, metavar="A", help="CAM threshold, between 0 and 1 (default: the model's)")
     add("--fit", default="squash", metavar="F", help=", ".join(FITS))
     add("--precision", default="auto", metavar="P", help=", ".join(PRECISIONS))
+
+
+def _add_evaluate(add):
+    add("root", metavar="ROOT", help="the data set's folder; its layout is found by looking")
+    add("--out", required=True, metavar="DIR", help="for part-*.parquet, run.json and summary.json")
+    add("--resume", action="store_true", help="go on with the run in DIR that was stopped")
+    _add_encoding(add)
+    add("--temperatures", type=_numbers, default=Protocol.temperatures, metavar="T,T", help="of the sweep")
+    add("--thresholds", type=_numbers, default=Protocol.thresholds, metavar="A,A", help="of the sweep")
     add("--names", default="imagenet", metavar="N", help="of ImageNet's classes: imagenet (synonyms), clip")
     add("--templates", default="report", metavar="N", help="report (one prompt), clip (80 prompts)")
     add("--peers", type=int, default=0, metavar="N", help="Score-CAM and gScoreCAM on the first N photos")

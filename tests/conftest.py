@@ -64,3 +64,14 @@ def lite0():
 def chelsea():
     """The path of a photo of a cat, 451×300."""
     return Path(find_spec("skimage").origin).parent / "data" / "chelsea.png"
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command line here -> (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        code = vlscore.main([str(each) for each in arguments])
+        return code, *capsys.readouterr()
+
+    return run

@@ -22,17 +22,6 @@ CAT, TRUCK = "an image of a cat.", "an image of a fire truck."  # in the photo, 
 
 
 @pytest.fixture
-def run(capsys):
-    """Run the command line here -> (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        code = vlscore.main([str(each) for each in arguments])
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def offline(monkeypatch, lite0):
     """Take the loaded model, whichever is asked for."""
     monkeypatch.setattr(vlscore, "load_model", lambda *_: lite0)

@@ -1215,17 +1215,6 @@ def test_a_scheduler_that_is_not_there_is_told(run, offline, monkeypatch, small,
 
 
 @pytest.fixture
-def run(capsys):
-    """Run the command line here -> (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        code = vlscore.main([str(each) for each in arguments])
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def offline(monkeypatch, rn):
     """Take the tiny CNN, whichever is asked for."""
     monkeypatch.setattr(vlscore, "load_model", lambda *_: rn)
