@@ -14,7 +14,7 @@ ARGS ?= --keep 128
 GRID ?= MODEL=scenes-rn,scenes-vit LIMIT=20 OTHER=null
 JOBS ?= 2
 
-.PHONY: demo test lint evaluate sweep notebooks book clean
+.PHONY: demo test lint evaluate sweep bench notebooks book clean
 
 demo: $(READY)  ## find two things in a real photo: prints the boxes, writes demo.png
 	$(BIN)/vlscore localize .venv/lib/python3*/site-packages/skimage/data/astronaut.png \
@@ -33,6 +33,9 @@ evaluate: $(READY)  ## measure MODEL on the data set in ROOT: records and summar
 
 sweep: $(READY)  ## run chapter 04 over a GRID of parameters by papermill, into one table in sweep/
 	$(BIN)/python notebooks/sweep.py $(GRID) --jobs $(JOBS)
+
+bench: $(READY)  ## time every method side by side and measure fidelity, into data/bench.json; about an hour
+	$(BIN)/python data/bench.py
 
 notebooks: $(READY)  ## execute the chapters in place; a second run changes no byte
 	$(BIN)/python notebooks/execute.py

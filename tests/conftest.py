@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import scenes
 import torch
 
 import vlscore
@@ -58,6 +59,19 @@ def vit(checkpoints):
 @pytest.fixture(scope="session")
 def lite0():
     return vlscore.load_model("lite0-minilm")
+
+
+@pytest.fixture(scope="session")
+def scenes_rn():
+    return vlscore.load_model("scenes-rn", "cpu")
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """The folder of 24 drawn scenes: three parts of an evaluation."""
+    folder = tmp_path_factory.mktemp("drawn") / "scenes"
+    scenes.write_scenes(folder, 24, 6, (224, 224))
+    return folder
 
 
 @pytest.fixture(scope="session")

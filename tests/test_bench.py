@@ -1,0 +1,121 @@
+"""The benchmark: its methods are the same formula, its measures are right, and README repeats its figures."""
+
+import json
+import re
+from pathlib import Path
+
+import bench
+import numpy as np
+import pytest
+import torch
+
+import vlscore
+
+ROOT = Path(vlscore.__file__).parent
+
+
+def test_the_plain_loop_gives_the_saliency_of_encode(scenes_rn, drawn):
+    image = vlscore.load_image(vlscore.read_dataset(drawn).photos[0].path)
+    text = scenes_rn.encode_text(["an image of a red cross."])[0]
+    loop, nothing = bench.plain_loop(scenes_rn, image, text)
+    heat, further = bench.ours(scenes_rn, image, text)
+    assert nothing is None
+    torch.testing.assert_close(heat, loop, atol=1e-5 * loop.max().item(), rtol=0)
+    assert torch.equal(further(text), heat)
+
+
+@pytest.mark.parametrize("peer", ["pytorch-grad-cam", "torchcam"])
+def test_peers_look_at_the_same_layer_for_the_same_text(scenes_rn, drawn, peer):
+    image = vlscore.load_image(vlscore.read_dataset(drawn).photos[0].path)
+    text = scenes_rn.encode_text(["an image of a red cross."])[0]
+    heat, _ = bench.METHODS[peer](scenes_rn, image, text)
+    heat = torch.nn.functional.interpolate(heat[None, None].float(), (5, 5), mode="area")[0, 0]
+    assert heat.shape == (5, 5)
+    assert heat.max() > heat.min()
+
+
+def test_a_measurement(drawn, tmp_path):
+    photo = vlscore.read_dataset(drawn).photos[0].path
+    found = bench.measure("scenes-rn", "fast", photo, tmp_path)
+    assert 0 < found["prompt"] < found["seconds"] < 60
+    assert 0 <= found["megabytes"] < found["peak"] < 20_000
+    assert np.array(found["saliency"]).shape == (5, 5)
+
+
+def test_correlation_is_pearsons():
+    first, second = np.random.default_rng(0).random((2, 3, 4))
+    expected = np.corrcoef(first.ravel(), second.ravel())[0, 1]
+    assert bench.correlation(first, second) == pytest.approx(expected)
+    assert bench.correlation(None, None) == 1
+    assert bench.correlation(None, second) == 0
+    assert bench.correlation(np.ones((2, 2)), np.eye(2)) == 0
+
+
+def test_agreement_of_three_images():
+    heat, other = torch.eye(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+    box, half = (0, 0, 10, 10), (0, 0, 10, 5)
+    rows = [
+        (heat, [box], 0.8, heat, [box], 0.8),
+        (heat, [box], 0.8, other, [half], 0.4),
+        (heat, [], 0.0, None, [], 0.0),
+    ]
+    found = bench.agreement(rows)
+    expected = np.corrcoef(heat.numpy().ravel(), other.numpy().ravel())[0, 1]
+    assert found["correlation"] == pytest.approx((1 + expected + 0) / 3)
+    assert found["worst"] == 0
+    assert found["same_hit"] == pytest.approx(2 / 3)
+    assert found["box_iou"] == pytest.approx(0.75)
+    assert found["gt_known"] == pytest.approx(1 / 3)
+
+
+def test_selections_of_all_maps_change_nothing(scenes_rn, drawn):
+    photo = vlscore.read_dataset(drawn).photos[0]
+    exact = vlscore.encode(scenes_rn, photo.path, precision="float32")
+    for select in bench.SELECTIONS.values():
+        assert sorted(select(exact, 10**6).maps.sum((1, 2)).tolist()) == sorted(
+            exact.maps.sum((1, 2)).tolist()
+        )
+
+
+def test_the_predicted_selection_is_encode_with_keep(scenes_rn, drawn):
+    photo = vlscore.read_dataset(drawn).photos[0]
+    exact = vlscore.encode(scenes_rn, photo.path, precision="float32")
+    kept = vlscore.encode(scenes_rn, photo.path, keep=20, precision="float32")
+    found = bench.predicted(exact, 20)
+    torch.testing.assert_close(found.mask_embeddings, kept.mask_embeddings, atol=1e-5, rtol=0)
+
+
+def test_the_floor_counts_a_known_network(tmp_path, drawn):
+    """The operations of RN50's shape: 6.1 G multiply-adds in its convolutions and attention pool."""
+    photo = vlscore.read_dataset(drawn).photos[0].path
+    facts = bench.floor("RN50", photo, tmp_path)
+    assert facts["maps"] == 2048
+    assert facts["flop"] == pytest.approx(12e9, rel=0.1)
+    assert facts["rate"] > 1e9
+
+
+# ── The committed run ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return json.loads((ROOT / "data" / "bench.json").read_text())
+
+
+def test_the_table_has_every_method(committed):
+    text = bench.table(committed)
+    for method in bench.METHODS:
+        assert method in text
+    for name in committed["speed"]:
+        assert name in text
+
+
+def test_readme_repeats_the_committed_run(committed):
+    """Each row of its table: model, seconds of a peer, of exact, ratios of exact and fast, a prompt."""
+    text = (ROOT / "README.md").read_text()
+    for name in sorted({"lite0-minilm", *bench.SIZES} & set(committed["speed"])):
+        rows = committed["speed"][name]
+        peer, exact, fast = (rows[method]["seconds"] for method in ("pytorch-grad-cam", "exact", "fast"))
+        (line,) = re.findall(rf"^\| `?{name}`?[^|]*\| \d+ s \|.*$", text, re.MULTILINE)
+        for figure in (f"{peer:.0f} s", f"{peer / exact:.1f}×", f"{peer / fast:.0f}×"):
+            assert figure in line, (figure, line)
