@@ -372,14 +372,18 @@ def compile_openvino(visual, size: int, precision: str):
     threads = str(torch.get_num_threads())
     options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads}
     compiled = openvino.Core().compile_model(graph, "CPU", options)
+    queue = openvino.AsyncInferQueue(compiled, int(threads))
+
+    def receive(request, place):
+        found, at = place  # a copy, since a request writes its next output to the same memory
+        found[at] = request.get_output_tensor().data.copy()
+
+    queue.set_callback(receive)
 
     def run(pixels):
         rows, found = pixels.contiguous().numpy(), {}
-        queue = openvino.AsyncInferQueue(compiled, int(threads))
-        # A copy: a request writes its next output to the same memory.
-        queue.set_callback(lambda request, at: found.update({at: request.get_output_tensor().data.copy()}))
         for at in range(0, len(rows), 2):
-            queue.start_async([rows[at : at + 2]], at, share_inputs=True)
+            queue.start_async([rows[at : at + 2]], (found, at), share_inputs=True)
         queue.wait_all()
         return torch.from_numpy(np.concatenate([found[at] for at in sorted(found)]))
 

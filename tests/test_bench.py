@@ -88,7 +88,7 @@ def test_the_predicted_selection_is_encode_with_keep(scenes_rn, drawn):
 def test_the_floor_counts_a_known_network(tmp_path, drawn):
     """The operations of RN50's shape: 6.1 G multiply-adds in its convolutions and attention pool."""
     photo = vlscore.read_dataset(drawn).photos[0].path
-    facts = bench.floor("RN50", photo, tmp_path)
+    facts = bench.alone(bench.floor, "RN50", photo, tmp_path)
     assert facts["maps"] == 2048
     assert facts["flop"] == pytest.approx(12e9, rel=0.1)
     assert facts["rate"] > 1e9

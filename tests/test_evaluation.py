@@ -342,7 +342,7 @@ def test_the_mean_of_all_maps_by_hand(request, seen, chelsea, name):
     model = request.getfixturevalue(name)
     _, encoding = seen(model)
     found = vlscore.baselines(model, vlscore.load_image(chelsea), encoding, "squash", some_text(model))
-    mean = encoding.maps.double().numpy().sum(0) / 2
+    mean = encoding.maps.double().numpy().mean(0)
     np.testing.assert_allclose(found["mean of all maps"], np.maximum(mean, 0), atol=1e-6)
     assert mean.max() > 0
     assert (mean.min() < 0) == (name == "vit")  # whose maps have two signs
