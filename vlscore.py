@@ -1136,7 +1136,8 @@ def encode_images(
     encoder = model.encoder(precision)
     images = [load_image(image) for image in images]
     pixels = torch.stack([model.preprocess(image, fit) for image in images]).to(model.device)
-    all_maps = torch.cat([model.feature_maps(each, layer, maps, pca) for each in pixels.split(batch_size)])
+    # One by one: in a batch, rounding would depend on how many threads there are.
+    all_maps = torch.cat([model.feature_maps(each, layer, maps, pca) for each in pixels.split(1)])
     plain = torch.cat([pixels, torch.zeros_like(pixels[:1])])  # the images and the empty one
     *image_embeddings, base = torch.cat([encoder(each) for each in plain.split(batch_size)])
     indices = [select_maps(each.cpu(), keep) for each in all_maps]
