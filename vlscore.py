@@ -1103,7 +1103,7 @@ def encode(
     Args:
         image: a path or a PIL image.
         layer, maps, pca: which maps, see `Model.feature_maps`.
-        keep: how many maps to score, see `select_maps`; all by default.
+        keep: how many maps go through the encoder, see `select_maps`; all by default.
         precision: ``"float32"``, ``"bfloat16"`` or ``"auto"``.
         batch_size: masked images encoded at once, see `choose_batch_size`.
         fit: ``"squash"``, ``"crop"`` or ``"pad"``, see `fit_region`.
@@ -1113,7 +1113,7 @@ def encode(
         VLScoreError: an image that cannot be read, an unknown layer, or an option out of range.
     """
     options = (layer, maps, pca, keep, precision, batch_size, fit, progress)
-    return encode_images(model, [load_image(image)], *options)[0]
+    return encode_images(model, [image], *options)[0]
 
 
 def encode_images(
@@ -3010,7 +3010,7 @@ def _add_encoding(add):
     add("--layer", metavar="L", help="where the maps are read (default: the model's last layer)")
     add("--maps", default="activation", metavar="KIND", help=", ".join(MAPS))
     add("--pca", type=int, metavar="N", help="N principal components of query, key or value maps")
-    add("--keep", type=_keep, metavar="N", help="score N maps, or a share of their energy (default: all)")
+    add("--keep", type=_keep, metavar="N", help="encode N maps, or a share of their energy (default: all)")
     add("--temperature", type=float, metavar="T", help="of the softmax over the maps (default: the model's)")
     add("--threshold", type=float, metavar="A", help="CAM threshold, between 0 and 1 (default: the model's)")
     add("--fit", default="squash", metavar="F", help=", ".join(FITS))
