@@ -281,10 +281,11 @@ class Model:
             self.visual(pixels)
         return seen.output  # (B, C, h, w)
 
-    def similarity_map(self, pixels: torch.Tensor, text: torch.Tensor) -> torch.Tensor | None:
+    def similarity_map(self, maps: torch.Tensor, text: torch.Tensor) -> torch.Tensor | None:
         """How much each cell of the last layer agrees with a text (D,), without a mask: (h, w).
 
-        A baseline of one encoder pass for X (3, S, S); None where the architecture has no such map.
+        A baseline of one encoder pass, which gives the activation maps A (C, h, w); None where the
+        architecture has no such map.
         """
         return None
 
@@ -429,17 +430,17 @@ class ClipModel(Model):
         return [word for word in prompt.split() if not known[encode(word)].all()]
 
     @torch.inference_mode()
-    def similarity_map(self, pixels, text):
+    def similarity_map(self, maps, text):
         """Cosine of a text with each cell of the last layer, taken to the joint space by itself.
 
         A CNN's cell goes through the value and output projections of the attention pool (MaskCLIP,
         Zhou et al. 2022), a ViT's patch through what the class token goes through.
         """
-        maps = self.feature_maps(pixels[None])[0].to(self.device).permute(1, 2, 0)  # (h, w, C)
+        cells = maps.to(self.device).permute(1, 2, 0)  # (h, w, C)
         if self.is_vit:
-            cells = self.visual.ln_post(maps) @ self.visual.proj
+            cells = self.visual.ln_post(cells) @ self.visual.proj
         else:
-            cells = self.visual.attnpool.c_proj(self.visual.attnpool.v_proj(maps))
+            cells = self.visual.attnpool.c_proj(self.visual.attnpool.v_proj(cells))
         return unit(cells).cpu() @ unit(text)
 
     def _taps(self):
@@ -569,9 +570,8 @@ class Lite0MiniLM(Model):
         return blocks | {"head": self.visual.head}
 
     @torch.inference_mode()
-    def similarity_map(self, pixels, text):
+    def similarity_map(self, maps, text):
         """CAM (Zhou et al. 2016) of all classes, each weighted by its affinity to the text."""
-        maps = self.feature_maps(pixels[None])[0]  # (1280, h, w)
         logits = self.visual.net._fc(maps.to(self.device).permute(1, 2, 0)).cpu()  # (h, w, 1000)
         return (logits - logits.mean(-1, keepdim=True)) @ text
 
@@ -2361,8 +2361,10 @@ def baselines(model, image, encoding: Encoding, fit: str, text, with_peers: bool
     """
     pixels, layer = model.preprocess(image, fit), encoding.layer
     found = {"mean of all maps": mean_map(encoding)}
-    if layer == model.layers[-1] and (similar := model.similarity_map(pixels, text)) is not None:
-        found["similarity map (CAM)"] = similar.relu()
+    if layer == model.layers[-1]:
+        maps = encoding.maps if encoding.kind == "activation" else model.feature_maps(pixels[None])[0]
+        if (similar := model.similarity_map(maps, text)) is not None:
+            found["similarity map (CAM)"] = similar.relu()
     found["Grad-CAM"] = peer_cam("GradCAM", model, pixels, text, layer)
     if with_peers:
         found["Score-CAM"] = peer_cam("ScoreCAM", model, pixels, text, layer)
@@ -2394,21 +2396,28 @@ def peer_cam(method: str, model: Model, pixels: torch.Tensor, text: torch.Tensor
     """GradCAM or ScoreCAM of pytorch-grad-cam for the cosine with a text (D,): (S, S) in [0, 1]."""
     import pytorch_grad_cam
 
-    reshape = patch_maps if model.is_vit else None
+    tap, reshape = gradient_tap(model, layer), patch_maps if model.is_vit else None
     cam_class, scorer = getattr(pytorch_grad_cam, method), Scorer(model, text)
     silent = redirect_stderr(StringIO())  # ScoreCAM shows a progress bar of its own
-    with silent, cam_class(scorer, [gradient_tap(model, layer)], reshape_transform=reshape) as cam:
-        seen = pixels[None].to(model.device).requires_grad_()
-        return torch.from_numpy(cam(seen, targets=[lambda score: score[0]])[0])
+    with silent, gradients_from(tap), cam_class(scorer, [tap], reshape_transform=reshape) as cam:
+        return torch.from_numpy(cam(pixels[None].to(model.device), targets=[lambda score: score[0]])[0])
 
 
 @contextmanager
-def _kept_outputs(module):
-    """Keep a module's outputs, with their gradients' graph, while the block runs."""
-    kept = []
-    handle = module.register_forward_hook(lambda _, __, output: kept.append(output))
+def gradients_from(module):
+    """Let gradients begin at a module's outputs while the block runs; the list given collects them.
+
+    The layers before need none, and are spared their share of the backward pass.
+    """
+    outputs = []
+
+    def begin(_, __, output):
+        outputs.append(output.detach().requires_grad_())
+        return outputs[-1]
+
+    handle = module.register_forward_hook(begin)
     try:
-        yield kept
+        yield outputs
     finally:
         handle.remove()
 
@@ -2421,11 +2430,10 @@ def gscorecam(model: Model, pixels: torch.Tensor, text: torch.Tensor, layer: str
     Returns:
         (h, w).
     """
-    seen = pixels[None].to(model.device).requires_grad_()
-    with _kept_outputs(gradient_tap(model, layer)) as kept:
-        score = Scorer(model, text)(seen)
-    (gradient,) = torch.autograd.grad(score.sum(), kept)
-    maps = kept[0].detach().float()
+    with gradients_from(gradient_tap(model, layer)) as outputs:
+        score = Scorer(model, text)(pixels[None].to(model.device))
+    (gradient,) = torch.autograd.grad(score.sum(), outputs)
+    maps = outputs[0].detach().float()
     if model.is_vit:
         maps, gradient = patch_maps(maps), patch_maps(gradient)
     rows = gradient[0].mean((1, 2)).topk(min(k, maps.shape[1])).indices

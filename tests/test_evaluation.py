@@ -124,7 +124,8 @@ def check_record(model, photo, record, text, options, taus, alphas):
     heats["mean of all maps"] = encoding.maps.double().mean(0).clamp(min=0).float()
     if "layer" not in options:
         pixels = model.preprocess(photo.path, options.get("fit", "squash"))
-        heats["similarity map (CAM)"] = model.similarity_map(pixels, text).relu()
+        last = model.feature_maps(pixels[None])[0]
+        heats["similarity map (CAM)"] = model.similarity_map(last, text).relu()
     for method, heat in heats.items():
         for n, alpha in enumerate(alphas):
             boxes = vlscore.find_boxes(heat, encoding, alpha)
@@ -298,8 +299,9 @@ def test_a_cell_of_a_cnn_s_similarity_map_goes_through_two_projections(rn, seen,
     value = state["v_proj.weight"] @ activation + state["v_proj.bias"]
     embedding = state["c_proj.weight"] @ value + state["c_proj.bias"]
     expected = embedding @ text.double().numpy() / np.linalg.norm(embedding)
-    assert rn.similarity_map(pixels, text)[cell].item() == pytest.approx(expected, abs=1e-5)
-    assert rn.similarity_map(pixels, text).shape == (3, 3)
+    found = rn.similarity_map(rn.feature_maps(pixels[None])[0], text)
+    assert found[cell].item() == pytest.approx(expected, abs=1e-5)
+    assert found.shape == (3, 3)
 
 
 @pytest.mark.parametrize("cell", [(0, 0), (3, 1)])
@@ -311,8 +313,9 @@ def test_a_cell_of_a_vit_s_similarity_map_goes_where_the_class_token_goes(vit, s
     normed = centred * norm.weight.double().numpy() + norm.bias.double().numpy()
     embedding = normed @ vit.visual.proj.double().numpy()
     expected = embedding @ text.double().numpy() / np.linalg.norm(embedding)
-    assert vit.similarity_map(pixels, text)[cell].item() == pytest.approx(expected, abs=1e-5)
-    assert vit.similarity_map(pixels, text).shape == (4, 4)
+    found = vit.similarity_map(vit.feature_maps(pixels[None])[0], text)
+    assert found[cell].item() == pytest.approx(expected, abs=1e-5)
+    assert found.shape == (4, 4)
 
 
 def test_lite0_s_similarity_map_is_the_class_activation_map_of_all_classes(lite0, chelsea):
@@ -322,7 +325,7 @@ def test_lite0_s_similarity_map_is_the_class_activation_map_of_all_classes(lite0
     weight, bias = (each.double().numpy() for each in lite0.visual.net._fc.parameters())
     cams = np.einsum("nc,chw->nhw", weight, maps) + bias[:, None, None]  # Zhou et al. 2016
     expected = np.einsum("n,nhw->hw", text.double().numpy(), cams - cams.mean(0))
-    found = lite0.similarity_map(pixels, text)
+    found = lite0.similarity_map(lite0.feature_maps(pixels[None])[0], text)
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
