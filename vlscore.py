@@ -170,7 +170,7 @@ class Model:
     """An image encoder f and a text encoder g with one embedding space.
 
     A subclass gives ``visual`` (a module, (B, 3, S, S) -> (B, F) features), ``join`` (features ->
-    embeddings), ``_embed_text`` and ``_taps`` (layer name -> module whose output is the maps).
+    embeddings), ``_embed_text``, ``_taps`` (layer name -> module whose output is the maps), and ``finer``.
 
     Attributes:
         name: as given to `load_model`.
@@ -178,9 +178,14 @@ class Model:
         layers: names of the layers that `feature_maps` can read; the last one is the default.
         device: where the weights are.
         temperature, threshold: τ and α that `localize`, the command line and the app use.
+        stride: side of a cell of the last layer in pixels of the input.
+        finer: (layer, kind of maps) pairs of one grid, the features whose affinity `refine` uses.
+        sharpness: β, how sharply `refine` tells cells apart by them.
+        refined_threshold: α of refined maps.
     """
 
     is_vit = False  # whether the layers are blocks of a Vision Transformer
+    stride, sharpness, refined_threshold = 32, 3.0, 0.52
     mean: tuple[float, float, float]  # of the pixel values 0–255, a channel
     std: tuple[float, float, float]
 
@@ -194,13 +199,16 @@ class Model:
     def layers(self) -> list[str]:
         return list(self._taps())
 
-    def preprocess(self, image: Image.Image, fit: str = "squash") -> torch.Tensor:
+    def preprocess(self, image: Image.Image, fit: str = "squash", size: int | None = None) -> torch.Tensor:
         """Fit an image into the square input and normalise it.
+
+        Args:
+            size: of the square's side in pixels, S by default.
 
         Returns:
             X (3, S, S), float32, on the CPU; what lies outside the image is 0, the mean colour.
         """
-        S, image = self.input_size, load_image(image)
+        S, image = size or self.input_size, load_image(image)
         (W, H), (x0, y0, x1, y1) = fit_region(image.size, fit)
         seen = (max(x0, 0), max(y0, 0), min(x1, W), min(y1, H))
         left, right = (round((x - x0) * S / (x1 - x0)) for x in seen[::2])
@@ -271,15 +279,36 @@ class Model:
             raise VLScoreError(f"unknown maps {maps!r}: choose one of {', '.join(MAPS)}")
         if pca is not None and maps not in MAPS[2:]:
             raise VLScoreError(f"pca is for query, key and value maps, not for {maps}: leave one out")
-        found = self._read_maps(pixels.to(self.device), taps[layer], maps).float()
+        (found,) = self.read(pixels, [(layer, maps)])
         return found if pca is None else principal_maps(found, pca)
 
-    def _read_maps(self, pixels, block, maps):
+    @torch.inference_mode()
+    def read(self, pixels, wanted: list[tuple[str, str]]) -> list[torch.Tensor]:
+        """Read (layer, kind of maps) pairs in one pass over pixels (B, 3, T, T), T a multiple of `stride`.
+
+        Returns:
+            (B, C, h, w) of each, float32.
+        """
+        taps = self._taps()
+        with ExitStack() as stack:
+            seen = {layer: stack.enter_context(tapped(taps[layer])) for layer, _ in wanted}
+            self._run(pixels.to(self.device))
+        return [self._maps_of(taps[layer], seen[layer], maps).float() for layer, maps in wanted]
+
+    def _run(self, pixels):
+        return self.visual(pixels)
+
+    def _maps_of(self, block, seen, maps):
         if maps != "activation":
             raise VLScoreError(f"{self.name} is a CNN and has activation maps only, no {maps} maps")
-        with tapped(block) as seen:
-            self.visual(pixels)
         return seen.output  # (B, C, h, w)
+
+    def cell_embeddings(self, maps: torch.Tensor) -> torch.Tensor | None:
+        """Take each cell of the last layer's activation maps (C, h, w) to the joint space: (D, h, w).
+
+        None where the architecture has no such way.
+        """
+        return None
 
     def similarity_map(self, maps: torch.Tensor, text: torch.Tensor) -> torch.Tensor | None:
         """How much each cell of the last layer agrees with a text (D,), without a mask: (h, w).
@@ -287,7 +316,8 @@ class Model:
         A baseline of one encoder pass, which gives the activation maps A (C, h, w); None where the
         architecture has no such map.
         """
-        return None
+        cells = self.cell_embeddings(maps)
+        return None if cells is None else torch.einsum("dhw,d->hw", cells, unit(text.cpu()))
 
     def checksum(self) -> str:
         """SHA-256 over the names and values of all weights."""
@@ -412,6 +442,12 @@ class ClipModel(Model):
         self.clip = clip_model.float().eval().requires_grad_(False).to(device)
         self.is_vit = hasattr(clip_model.visual, "transformer")
         defaults = defaults or (self.vit_defaults if self.is_vit else self.cnn_defaults)
+        if self.is_vit:
+            self.stride, self.sharpness, self.refined_threshold = clip_model.visual.conv1.stride[0], 8.0, 0.8
+            middle = (len(clip_model.visual.transformer.resblocks) - 1) // 2
+            self.finer = ((str(middle), "activation"),)
+        else:
+            self.finer = (("layer2", "activation"),)
         super().__init__(name, clip_model.visual, clip_model.visual.input_resolution, device, *defaults)
 
     def join(self, features):
@@ -430,8 +466,8 @@ class ClipModel(Model):
         return [word for word in prompt.split() if not known[encode(word)].all()]
 
     @torch.inference_mode()
-    def similarity_map(self, maps, text):
-        """Cosine of a text with each cell of the last layer, taken to the joint space by itself.
+    def cell_embeddings(self, maps):
+        """Unit embeddings of single cells.
 
         A CNN's cell goes through the value and output projections of the attention pool (MaskCLIP,
         Zhou et al. 2022), a ViT's patch through what the class token goes through.
@@ -441,7 +477,7 @@ class ClipModel(Model):
             cells = self.visual.ln_post(cells) @ self.visual.proj
         else:
             cells = self.visual.attnpool.c_proj(self.visual.attnpool.v_proj(cells))
-        return unit(cells).cpu() @ unit(text)
+        return unit(cells).cpu().permute(2, 0, 1)
 
     def _taps(self):
         if self.is_vit:
@@ -453,13 +489,26 @@ class ClipModel(Model):
             taps[name] = stage[-1]  # its last block, however many the stage has
         return taps
 
-    def _read_maps(self, pixels, block, maps):
+    def _run(self, pixels):
+        """Larger pixels get interpolated positional embeddings (Dosovitskiy et al. 2021, section 3.2)."""
+        if pixels.shape[-1] == self.input_size:
+            return self.visual(pixels)
+        name = "positional_embedding" if self.is_vit else "attnpool.positional_embedding"
+        grid = resize_grid(self.visual.get_parameter(name), pixels.shape[-1] // self.stride)
+        return torch.func.functional_call(self.visual, {name: grid}, (pixels,))
+
+    def _maps_of(self, block, seen, maps):
         if not self.is_vit:
-            return super()._read_maps(pixels, block, maps)
-        with tapped(block) as seen:
-            self.visual(pixels)
+            return super()._maps_of(block, seen, maps)
         # CLIP's blocks work in LND order, the class token first.
         return patch_maps(seen.output if maps == "activation" else read_attention(block, seen.input, maps))
+
+
+def resize_grid(embedding: torch.Tensor, side: int) -> torch.Tensor:
+    """Interpolate positional embeddings (1 + n, d), the class token's first, to (1 + side², d)."""
+    grid = patch_maps(embedding[:, None])  # (1, d, h, w)
+    grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat([embedding[:1], grid[0].flatten(1).T])
 
 
 def patch_maps(tokens: torch.Tensor) -> torch.Tensor:
@@ -547,6 +596,7 @@ class Lite0MiniLM(Model):
     # τ by the pairs above: between 0.05 and 0.5 it moves GT-known by less than 2 points.  α by
     # GT-known localization on the 300 photos.
     defaults = (0.1, 0.35)
+    finer = (("block7", "activation"), ("block10", "activation"))
 
     def __init__(self, name, device):
         super().__init__(name, _EfficientNetLogits(), 224, device, *self.defaults)
@@ -570,10 +620,10 @@ class Lite0MiniLM(Model):
         return blocks | {"head": self.visual.head}
 
     @torch.inference_mode()
-    def similarity_map(self, maps, text):
-        """CAM (Zhou et al. 2016) of all classes, each weighted by its affinity to the text."""
+    def cell_embeddings(self, maps):
+        """The cell's class logits less their mean: their product with a text is CAM (Zhou et al. 2016)."""
         logits = self.visual.net._fc(maps.to(self.device).permute(1, 2, 0)).cpu()  # (h, w, 1000)
-        return (logits - logits.mean(-1, keepdim=True)) @ text
+        return (logits - logits.mean(-1, keepdim=True)).permute(2, 0, 1)
 
 
 class _EfficientNetLogits(torch.nn.Module):
@@ -1020,6 +1070,20 @@ def predict_embeddings(maps: torch.Tensor, indices: torch.Tensor, embeddings: to
 # ── Encoding: all that is slow, and nothing that depends on the text ─────────────────────────────
 
 
+class Scale(NamedTuple):
+    """An image read at one size, see `read_scales`; each with a grid of its own.
+
+    Attributes:
+        maps: A (C, h, w), the encoding's layer.
+        features: (F, h, w), of the model's ``finer`` layer; their products are β times their cosines.
+        cells: (D, h, w), the last layer's cells in the joint space, see `Model.cell_embeddings`; of a CNN.
+    """
+
+    maps: torch.Tensor
+    features: torch.Tensor
+    cells: torch.Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Encoding:
     """An image as VL-Score sees it before any prompt; everything is float32 and on the CPU.
@@ -1034,7 +1098,8 @@ class Encoding:
             that did not go through the encoder are predicted, see `predict_embeddings`.
         base_embedding: (D,), unit, of the empty image: zeros in normalised pixels.
         image_embedding: (D,), unit, of the whole, unmasked image.
-        temperature, threshold: the model's τ and α.
+        temperature, threshold: the model's τ and α, of refined maps where there are scales.
+        scales: what `refine` needs, see `read_scales`; none for plain VL-Score.
     """
 
     model: str
@@ -1049,6 +1114,7 @@ class Encoding:
     image_embedding: torch.Tensor
     temperature: float
     threshold: float
+    scales: tuple[Scale, ...] = ()
 
     def save(self, path) -> None:
         """Write to a safetensors file, whole or not at all."""
@@ -1058,6 +1124,10 @@ class Encoding:
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
                 tensors[name] = value.contiguous()
+            elif name == "scales":
+                for n, scale in enumerate(value):
+                    every = scale._asdict().items()
+                    tensors |= {f"scale {n} {key}": each for key, each in every if each is not None}
             else:
                 facts[name] = value
         write_whole(path, save(tensors, {"vlscore.Encoding": json.dumps(facts)}))
@@ -1076,7 +1146,14 @@ class Encoding:
                 facts = json.loads(file.metadata()["vlscore.Encoding"])
                 size, region = facts["fit"]
                 facts["fit"] = Fit(tuple(size), tuple(region))
-                return cls(**facts, **{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                tensors, scales = {}, {}
+                for name in file.keys():  # noqa: SIM118
+                    if name.startswith("scale "):
+                        _, n, key = name.split()
+                        scales.setdefault(int(n), {})[key] = file.get_tensor(name)
+                    else:
+                        tensors[name] = file.get_tensor(name)
+                return cls(**facts, **tensors, scales=tuple(Scale(**scales[n]) for n in sorted(scales)))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise VLScoreError(
                 f"{path} is no saved Encoding ({error}): give a file written by Encoding.save"
@@ -1094,6 +1171,7 @@ def encode(
     batch_size: int | None = None,
     fit: str = "squash",
     progress=iter,
+    refined: bool = False,
 ) -> Encoding:
     """Embed an image masked by each of its maps: the slow half of VL-Score, done once an image.
 
@@ -1108,11 +1186,12 @@ def encode(
         batch_size: masked images encoded at once, see `choose_batch_size`.
         fit: ``"squash"``, ``"crop"`` or ``"pad"``, see `fit_region`.
         progress: wraps the list of batches, e.g. `tqdm.tqdm`.
+        refined: whether saliency maps and boxes are refined, see `refine` and `split_instances`.
 
     Raises:
         VLScoreError: an image that cannot be read, an unknown layer, or an option out of range.
     """
-    options = (layer, maps, pca, keep, precision, batch_size, fit, progress)
+    options = (layer, maps, pca, keep, precision, batch_size, fit, progress, refined)
     return encode_images(model, [image], *options)[0]
 
 
@@ -1127,8 +1206,10 @@ def encode_images(
     batch_size: int | None = None,
     fit: str = "squash",
     progress=iter,
+    refined: bool = False,
 ) -> list[Encoding]:
     """`encode` for several images at once, whose masked images share batches: a GPU stays full."""
+    asked = (layer, maps, pca, keep, precision, batch_size, fit, progress, refined)
     if batch_size is None:
         batch_size = choose_batch_size(model)
     elif batch_size < 1:
@@ -1136,8 +1217,17 @@ def encode_images(
     encoder = model.encoder(precision)
     images = [load_image(image) for image in images]
     pixels = torch.stack([model.preprocess(image, fit) for image in images]).to(model.device)
-    # One by one: in a batch, rounding would depend on how many threads there are.
-    all_maps = torch.cat([model.feature_maps(each, layer, maps, pca) for each in pixels.split(1)])
+    scales = [()] * len(images)
+    if refined and pca is not None:
+        raise VLScoreError("refined takes no principal components: leave pca out")
+    if refined:
+        scales = [read_scales(model, image, layer, maps, fit, precision) for image in images]
+    if refined and model.is_vit:
+        layer, maps = model.finer[0][0], "cluster"
+        all_maps = torch.stack([each[-1].maps for each in scales]).to(model.device)
+    else:
+        # One by one: in a batch, rounding would depend on how many threads there are.
+        all_maps = torch.cat([model.feature_maps(each, layer, maps, pca) for each in pixels.split(1)])
     plain = torch.cat([pixels, torch.zeros_like(pixels[:1])])  # the images and the empty one
     *image_embeddings, base = torch.cat([encoder(each) for each in plain.split(batch_size)])
     indices = [select_maps(each.cpu(), keep) for each in all_maps]
@@ -1146,8 +1236,7 @@ def encode_images(
     if not torch.cat([base, *image_embeddings, embeddings.flatten()]).isfinite().all():
         if choose_precision(precision, model.device) == "float32":
             raise VLScoreError(f"{model.name} gives embeddings that are not finite: check its weights")
-        options = (layer, maps, pca, keep, "float32", batch_size, fit, progress)
-        return encode_images(model, images, *options)
+        return encode_images(model, images, *asked[:4], "float32", *asked[5:])
     return [
         Encoding(
             model=model.name,
@@ -1161,7 +1250,8 @@ def encode_images(
             base_embedding=base,
             image_embedding=image_embeddings[n],
             temperature=model.temperature,
-            threshold=model.threshold,
+            threshold=model.refined_threshold if refined else model.threshold,
+            scales=scales[n],
         )
         for n, image in enumerate(images)
     ]
@@ -1243,12 +1333,150 @@ def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float
 def saliency(encoding: Encoding, text_embedding: torch.Tensor, temperature: float = 1.0):
     """S = relu(Σ_k w_k A_k), (h, w), of the raw maps; None when the object is absent.
 
+    Where the encoding was made ``refined``, it is refined: see `refine`.
+
     Args:
         text_embedding: (D,).
         temperature: τ > 0, see `weights`.
     """
     w = weights(encoding, text_embedding, temperature)
-    return None if w is None else torch.einsum("k,khw->hw", w, encoding.maps).relu()
+    if w is None:
+        return None
+    if encoding.scales:
+        return refine(encoding, w, text_embedding)
+    return torch.einsum("k,khw->hw", w, encoding.maps).relu()
+
+
+# ── Refinement: the extent of an object, from larger copies of the image and a finer layer ────────
+
+SCALES = (1, 1.5)  # sides of the copies that a CNN reads, in S
+VIT_SCALE = 2  # of the copy that a ViT reads
+FINEST = 40  # most cells on a side that affinity is computed for; finer features are pooled
+REGIONS = 16  # leaves of the tree of clusters
+PROMINENCE = 0.2  # how far a peak of the heat map in [0, 1] must rise to be an instance of its own
+
+
+def read_scales(model: Model, image, layer, maps, fit: str, precision: str) -> tuple[Scale, ...]:
+    """Read an image at several sizes, a pass each: what is too small for the cells of one is not of another.
+
+    A ViT is read at one size, and its maps are clusters of its keys, see `cluster_maps`.
+    """
+    if model.is_vit:
+        if layer not in (None, model.finer[0][0]) or maps != "activation":
+            raise VLScoreError("a refined ViT takes clusters of its keys for maps: leave layer and maps out")
+        wanted, sizes = [(model.finer[0][0], "key"), *model.finer], (VIT_SCALE,)
+    else:
+        last = (model.layers[-1], "activation")
+        wanted, sizes = [(str(layer or last[0]), maps), last, *model.finer], SCALES
+    is_fast, scales = choose_precision(precision, model.device) == "bfloat16", []
+    for size in sizes:
+        side = int(-(-model.input_size * size // model.stride) * model.stride)  # whole cells
+        pixels = model.preprocess(image, fit, side)[None].to(memory_format=torch.channels_last)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=is_fast):
+            found = [each[0] for each in model.read(pixels, wanted)]
+        finer = found[-len(model.finer) :]
+        if finer[0].shape[-1] > FINEST:
+            finer = [F.avg_pool2d(each, 2) for each in finer]
+        features = torch.cat([F.normalize(each, dim=0) for each in finer])
+        features = (features * (model.sharpness / len(model.finer)) ** 0.5).cpu().contiguous()
+        if model.is_vit:
+            scales.append(Scale(cluster_maps(found[0].cpu()), features))
+        else:
+            cells = model.cell_embeddings(found[1])
+            scales.append(Scale(found[0].cpu().contiguous(), features, cells.cpu().contiguous()))
+    return tuple(scales)
+
+
+def cluster_maps(features: torch.Tensor) -> torch.Tensor:
+    """Regions of like cells as maps of 0 and 1: the nodes of a tree of clusters, (2·`REGIONS` - 2, h, w).
+
+    Neighbouring cells are merged by Ward's criterion (1963) on their unit features; the nodes from the two
+    halves of the image down to `REGIONS` leaves are at several sizes what an object or a part of it may be.
+
+    Args:
+        features: (F, h, w).
+    """
+    from scipy.sparse import csr_matrix
+    from sklearn.cluster import ward_tree
+    from sklearn.feature_extraction.image import grid_to_graph
+
+    _, h, w = features.shape
+    points = F.normalize(features, dim=0).flatten(1).T.double().numpy()  # (h·w, F)
+    children, *_ = ward_tree(points, connectivity=csr_matrix(grid_to_graph(h, w)))
+    members = list(np.eye(h * w, dtype=np.float32))
+    for first, second in children:
+        members.append(members[first] + members[second])
+    top = children[::-1][: REGIONS - 1].ravel()
+    return torch.from_numpy(np.stack([members[node] for node in top])).unflatten(1, (h, w))
+
+
+def refine(encoding: Encoding, w: torch.Tensor, text_embedding: torch.Tensor) -> torch.Tensor:
+    """Give a saliency map the extent of the object: (S, S) in [0, 1].
+
+    The maps of all scales are summed with the same weights.  Their geometric mean with the similarity map
+    is diffused at each scale over the affinity of a finer layer; the geometric mean of these is the result.
+    A ViT's similarity map does not tell where, and is left out.
+
+    Args:
+        w: (C,), see `weights`.
+        text_embedding: (D,).
+    """
+    scales, text = encoding.scales, unit(text_embedding.cpu())
+    side = max(scale.features.shape[-1] for scale in scales)
+    seed = sum(_upsampled(_peak_1(_summed(w, each.maps)), side) for each in scales)
+    if scales[0].cells is not None:
+        named = sum(_upsampled(_peak_1(_summed(text, each.cells)), side) for each in scales)
+        seed = (seed * named).sqrt()
+    spread = [_upsampled(_min_max(diffuse(seed, each.features)), side) for each in scales]
+    mean = torch.stack(spread).clamp_min(1e-6).log().mean(0).exp()
+    return _min_max(_upsampled(mean, encoding.input_size))
+
+
+def diffuse(saliency: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Give each cell the mean of the saliency (h, w) over the cells that resemble it: (h', w').
+
+    Cell j has the weight softmax_j(β cos(f_i, f_j)) in cell i.
+
+    Args:
+        features: (F, h', w'), see `Scale`.
+    """
+    _, h, w = features.shape
+    f = features.flatten(1)
+    affinity = (f.T @ f).softmax(1)  # (h'·w', h'·w')
+    return (affinity @ _upsampled(saliency, (h, w)).flatten()).unflatten(0, (h, w))
+
+
+def _summed(weights, maps):
+    return torch.einsum("k,khw->hw", weights, maps).relu()
+
+
+def _upsampled(x, size):
+    """Interpolate (h, w); cells cover the input, so corners are not aligned."""
+    size = (size, size) if isinstance(size, int) else size
+    return F.interpolate(x[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def _peak_1(x):
+    return x / x.max().clamp_min(1e-12)
+
+
+def _min_max(x):
+    return (x - x.min()) / (x.max() - x.min()).clamp_min(1e-12)
+
+
+def split_instances(heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the peaks of a heat map (S, S) in [0, 1] and the basin of each: labels (S, S) from 1, 0 for none.
+
+    A peak rises at least `PROMINENCE` above the saddle to a higher one; its basin is what the watershed
+    (Vincent and Soille 1991) gives it.
+    """
+    from scipy import ndimage
+    from skimage.morphology import local_maxima, reconstruction
+    from skimage.segmentation import watershed
+
+    # Lowered by h and regrown under itself, a heat map keeps the peaks of prominence h (Soille 2003, 6.3.4).
+    peaks, _ = ndimage.label(local_maxima(reconstruction(heat - PROMINENCE, heat)))
+    return peaks, watershed(-heat, peaks)
 
 
 # ── Boxes ────────────────────────────────────────────────────────────────────────────────────────
@@ -1274,7 +1502,8 @@ def find_boxes(
 
     Returns:
         A box around each 4-connected part, the part of largest area first: (x0, y0, x1, y1), whole
-        pixels of the original image, half-open.
+        pixels of the original image, half-open.  Where the encoding was made ``refined``, a part of
+        several peaks gives a box for each, see `split_instances`.
     """
     return sweep_boxes(saliency, encoding, [threshold], min_area)[0]
 
@@ -1288,10 +1517,11 @@ def sweep_boxes(saliency, encoding: Encoding, thresholds, min_area: float = 0.00
     if saliency is None:
         return [[] for _ in alphas]
     heat = heat_map(saliency, encoding.input_size).numpy()
-    return [_boxes_of_parts(heat > alpha * heat.max(), encoding.fit, min_area) for alpha in alphas]
+    instances = split_instances(heat) if encoding.scales else None
+    return [_boxes_of_parts(heat > alpha * heat.max(), encoding.fit, min_area, instances) for alpha in alphas]
 
 
-def _boxes_of_parts(above, fit, min_area):
+def _boxes_of_parts(above, fit, min_area, instances):
     """Boxes around the 4-connected parts of a mask (S, S) of bool, placed back into the original."""
     from scipy import ndimage
 
@@ -1302,6 +1532,8 @@ def _boxes_of_parts(above, fit, min_area):
     x, y = rx0 + (np.arange(S) + 0.5) * sx, ry0 + (np.arange(S) + 0.5) * sy
     above = above & ((y > 0) & (y < H))[:, None] & (x > 0) & (x < W)
     parts, count = ndimage.label(above)
+    if instances is not None:
+        parts, count = _cut(parts, count, *instances)
     areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     found = []
     for (rows, columns), area in zip(ndimage.find_objects(parts), areas):
@@ -1311,6 +1543,16 @@ def _boxes_of_parts(above, fit, min_area):
             (x0, x1), (y0, y1) = _whole_pixels(x0, x1, W), _whole_pixels(y0, y1, H)
             found.append((area, (x0, y0, x1, y1)))
     return [box for _, box in sorted(found, key=lambda each: -each[0])]
+
+
+def _cut(parts, count, peaks, basins):
+    """Cut the parts that hold several peaks along the borders of their basins: labels and their number."""
+    held = np.unique(np.stack([parts[peaks > 0], peaks[peaks > 0]], 1), axis=0)  # (part, peak) pairs
+    several = np.bincount(held[:, 0], minlength=count + 1) > 1
+    several[0] = False
+    cut = np.where(several[parts], parts + (count + 1) * basins, parts)
+    labels = np.union1d(cut, 0)
+    return np.searchsorted(labels, cut), len(labels) - 1
 
 
 def _whole_pixels(low, high, size):
@@ -2110,7 +2352,7 @@ class Protocol:
     """What an evaluation measures, and how; None means the model's own.
 
     Attributes:
-        layer, maps, pca, keep, precision, fit: see `encode`.
+        layer, maps, pca, keep, precision, fit, refined: see `encode`.
         temperature, threshold: τ and α of the results.
         temperatures, thresholds: of the sweep; the two above are added to them.
         names: of the classes, see `read_dataset`.
@@ -2125,6 +2367,7 @@ class Protocol:
     keep: int | float | None = None
     precision: str = "auto"
     fit: str = "squash"
+    refined: bool = False
     temperature: float | None = None
     threshold: float | None = None
     temperatures: tuple[float, ...] = (1.0,)
@@ -2141,7 +2384,9 @@ class Protocol:
             VLScoreError: a value out of range.
         """
         tau = model.temperature if self.temperature is None else self.temperature
-        alpha = model.threshold if self.threshold is None else self.threshold
+        alpha = self.threshold
+        if alpha is None:
+            alpha = model.refined_threshold if self.refined else model.threshold
         taus, alphas = sorted({tau, *self.temperatures}), sorted({alpha, *self.thresholds})
         for each in taus:
             if not 0 < each < float("inf"):
@@ -2153,7 +2398,10 @@ class Protocol:
             raise VLScoreError(f"unknown templates {self.templates!r}: choose report or clip")
         if self.fit not in FITS:
             raise VLScoreError(f"unknown fit {self.fit!r}: choose one of {', '.join(FITS)}")
-        layer = str(model.layers[-1] if self.layer is None else self.layer)
+        layer = self.layer
+        if layer is None:
+            layer = model.finer[0][0] if self.refined and model.is_vit else model.layers[-1]
+        layer = str(layer)
         model.feature_maps(torch.zeros(1, 3, *[model.input_size] * 2), layer, self.maps, self.pca)
         select_maps(torch.zeros(1, 1, 1), self.keep)
         return replace(
@@ -2166,6 +2414,11 @@ class Protocol:
             thresholds=tuple(alphas),
         )
 
+    @property
+    def method(self) -> str:
+        """The name of what is measured, at the protocol's τ, in records and summaries."""
+        return method_name(self.temperature, self.refined)
+
 
 def prompt_templates(templates: str) -> tuple[str, ...]:
     """The prompts with ``{}`` for a class's name that `Protocol.templates` names."""
@@ -2177,7 +2430,11 @@ def prompt_templates(templates: str) -> tuple[str, ...]:
 
 
 SHARES = tuple(n / 100 for n in range(10, 101))  # sides of the constant box
-OURS = "VL-Score, τ = {:g}"
+
+
+def method_name(temperature: float, refined: bool = False) -> str:
+    """What VL-Score at τ is called in records and summaries."""
+    return f"{'refined ' * refined}VL-Score, τ = {temperature:g}"
 
 
 def evaluate(
@@ -2260,7 +2517,8 @@ def read_part_images(part) -> list[Image.Image]:
 def measure_part(model, job, part, images) -> list[dict]:
     """Measure the photos of one of `Run.parts`, whose masked images share batches -> a record each."""
     options = {
-        key: getattr(job.protocol, key) for key in ("layer", "maps", "pca", "keep", "precision", "fit")
+        key: getattr(job.protocol, key)
+        for key in ("layer", "maps", "pca", "keep", "precision", "fit", "refined")
     }
     encodings = encode_images(model, images, **options)
     read = zip(part, images, encodings)
@@ -2331,10 +2589,16 @@ def measure(model: Model, photo: Annotated, with_peers: bool, image, encoding: E
         **_absent(encoding, photo, job),
         "constant": [box_iou([constant_box(share, image.size)], photo.boxes) for share in SHARES],
     }
-    heats = {OURS.format(tau): saliency(encoding, text, tau) for tau in protocol.temperatures}
-    heats |= baselines(model, image, encoding, protocol.fit, text, with_peers)
+    plain = replace(encoding, scales=())
+    heats = {}
+    if encoding.kind != "cluster":  # those of a ViT are part of the refinement
+        heats = {method_name(tau): saliency(plain, text, tau) for tau in protocol.temperatures}
+    heats |= baselines(model, image, plain, protocol.fit, text, with_peers)
+    if protocol.refined:
+        heats = {protocol.method: saliency(encoding, text, protocol.temperature)} | heats
     for method, heat in heats.items():
-        found = sweep_boxes(heat, encoding, protocol.thresholds)
+        is_refined = protocol.refined and method == protocol.method
+        found = sweep_boxes(heat, encoding if is_refined else plain, protocol.thresholds)
         record[f"iou: {method}"] = [box_iou(boxes, photo.boxes) for boxes in found]
         record[f"largest: {method}"] = [box_iou(boxes[:1], photo.boxes) for boxes in found]
         record[f"boxes: {method}"] = [len(boxes) for boxes in found]
@@ -2615,20 +2879,28 @@ def summarize(records, protocol: Protocol) -> dict:
         ``results``: GT-known, Top-1 and Top-5 Loc, mean box IoU, at the protocol's τ and α, MaxBoxAcc and
         MaxBoxAccV2, whose thresholds are the best on these images by their definition;
         ``classification``; ``boxes`` against objects; ``presence``; ``methods``: the same for each
-        temperature and each baseline, over all thresholds; ``constant_box`` and ``whole_image``.
+        temperature and each baseline, over all thresholds; ``constant_box`` and ``whole_image``;
+        ``gt_known_above``: by how much ours is above each other method at that one's best threshold here,
+        with p by the paired bootstrap, see `compare`.
     """
     methods = {
         column.removeprefix("iou: "): _method(records, column.removeprefix("iou: "), protocol)
         for column in records
         if column.startswith("iou: ")
     }
-    ours = OURS.format(protocol.temperature)
+    ours = protocol.method
     at = protocol.thresholds.index(protocol.threshold)
     chosen = {key: value[at] if isinstance(value, list) else value for key, value in methods[ours].items()}
     first, five = _right(records)
     predicted = np.stack(records[f"boxes: {ours}"])[:, at]
     constant = np.stack(records["constant"]) > 0.5
     best = int(constant.mean(0).argmax())
+    others = {"constant box": constant[:, best]}
+    for method in methods:
+        if method != ours and methods[method]["images"] == len(records):
+            hits = np.stack(records[f"iou: {method}"]) > 0.5
+            others[method] = hits[:, hits.mean(0).argmax()]
+    hit = np.stack(records[f"iou: {ours}"])[:, at] > 0.5
     return {
         "images": len(records),
         "temperature": protocol.temperature,
@@ -2643,9 +2915,23 @@ def summarize(records, protocol: Protocol) -> dict:
         "presence": _presence(records),
         "constant_box": {"side": SHARES[best], "gt_known": _share(constant[:, best])},
         "whole_image": {"gt_known": _share(constant[:, -1])},
+        "gt_known_above": {name: _difference(hit, other) for name, other in others.items()},
         "thresholds": list(protocol.thresholds),
         "methods": methods,
     }
+
+
+def _difference(ours, theirs):
+    """Share of hits less theirs, on the same images, with its bootstrapped interval and p."""
+    gain = ours.astype(float) - theirs
+    draws = np.array([draw @ gain / len(gain) for draw in resamples(len(gain))])
+    return _estimate(gain.mean(), draws) | {"p": _rounded(two_sided(draws))}
+
+
+def two_sided(differences) -> float:
+    """p of bootstrapped differences: how rarely resampling turns the difference around."""
+    fewer = min((differences <= 0).sum(), (differences >= 0).sum())
+    return float(min(1.0, 2 * (fewer + 1) / (len(differences) + 1)))
 
 
 def _right(records):
@@ -2746,14 +3032,14 @@ def compare(first, second, count: int = 10_000) -> dict:
         a, b = (side[metric](everyone) for side in sides)
         draws = np.array([sides[1][metric](draw) - sides[0][metric](draw) for draw in resamples(n, count)])
         low, high = interval(draws)
-        p = min(1.0, 2 * (min((draws <= 0).sum(), (draws >= 0).sum()) + 1) / (count + 1))
-        found[metric] = {"first": a, "second": b, "difference": b - a, "low": low, "high": high, "p": p}
+        found[metric] = {"first": a, "second": b, "difference": b - a, "low": low, "high": high}
+        found[metric]["p"] = two_sided(draws)
     return found
 
 
 def _paired(parameters, records):
     """Each metric as a function of how often each image is drawn (n,)."""
-    n, ours = len(records), OURS.format(parameters["temperature"])
+    n, ours = len(records), method_name(parameters["temperature"], parameters.get("refined", False))
     at = parameters["thresholds"].index(parameters["threshold"])
     iou, largest = np.stack(records[f"iou: {ours}"]), np.stack(records[f"largest: {ours}"])
     first, five = _right(records)
@@ -2784,17 +3070,18 @@ PUBLISHED = [
 def summary_table(summary: dict) -> str:
     """A summary as text: a line a method, in percent, GT-known with its 95 % interval."""
     at = summary["thresholds"].index(summary["threshold"])
+    width = max(20, *map(len, summary["methods"]))
 
     def line(name, alpha, known, *figures):
         shown = " ".join(f"{100 * each['value']:5.1f}" for each in figures)
-        return f"{name:20} {alpha:>5} {_percent(known):>16} {shown}".rstrip()
+        return f"{name:{width}} {alpha:>5} {_percent(known):>16} {shown}".rstrip()
 
     names = ("Top-1", "Top-5", "IoU", "Acc", "AccV2")
-    rows = [f"{'percent':20} {'α':>5} {'GT-known':>16} " + " ".join(f"{name:>5}" for name in names)]
+    rows = [f"{'percent':{width}} {'α':>5} {'GT-known':>16} " + " ".join(f"{name:>5}" for name in names)]
     for name, method in summary["methods"].items():
         best = max(range(len(method["gt_known"])), key=lambda n: method["gt_known"][n]["value"])
         shown = name if method["images"] == summary["images"] else f"{name}, {method['images']}"
-        for n in dict.fromkeys([at, best] if name.startswith("VL-Score") else [best]):
+        for n in dict.fromkeys([at, best] if "VL-Score" in name else [best]):
             alpha = f"{summary['thresholds'][n]:g}" + "*" * (n == best)
             figures = [method[key][n] for key in ("gt_known", "top1_loc", "top5_loc", "mean_box_iou")]
             rows.append(line(shown, alpha, *figures, method["max_box_acc"], method["max_box_acc_v2"]))
@@ -2803,6 +3090,11 @@ def summary_table(summary: dict) -> str:
     rows.append(line("whole image", "", summary["whole_image"]["gt_known"]))
     rows.append("IoU: mean box IoU; Acc, AccV2: MaxBoxAcc and V2, each at its best threshold")
     rows.append("*: best on these images; a number after a name: of so many images, the first")
+    for name in ("constant box", *(each for each in summary["gt_known_above"] if "VL-Score" in each)):
+        above = summary["gt_known_above"][name]
+        value, low, high = (100 * above[key] for key in ("value", "low", "high"))
+        change = f"{value:+.1f} ({low:+.1f} to {high:+.1f}), p = {above['p']:.3f}"
+        rows.append(f"GT-known above {name} at its best: {change}")
     right = summary["classification"]
     rows.append(f"classification: top-1 {_percent(right['top1'])}, top-5 {_percent(right['top5'])}")
     boxes = summary["boxes"]
@@ -3021,6 +3313,7 @@ def _add_encoding(add):
     add("--keep", type=_keep, metavar="N", help="encode N maps, or a share of their energy (default: all)")
     add("--temperature", type=float, metavar="T", help="of the softmax over the maps (default: the model's)")
     add("--threshold", type=float, metavar="A", help="CAM threshold, between 0 and 1 (default: the model's)")
+    add("--refined", action="store_true", help="refine maps and boxes by a finer layer and larger copies")
     add("--fit", default="squash", metavar="F", help=", ".join(FITS))
     add("--precision", default="auto", metavar="P", help=", ".join(PRECISIONS))
 
@@ -3105,6 +3398,7 @@ def _run_localize(options):
         keep=options.keep,
         precision=options.precision,
         fit=options.fit,
+        refined=options.refined,
         progress=_progress,
     )
     found = [

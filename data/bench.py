@@ -53,9 +53,9 @@ def load(name: str, folder: Path) -> vlscore.Model:
 # ── Speed ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def ours(model, image, text, keep=None):
+def ours(model, image, text, keep=None, precision="auto"):
     """VL-Score by this module: saliency and boxes."""
-    encoding = vlscore.encode(model, image, keep=keep)
+    encoding = vlscore.encode(model, image, keep=keep, precision=precision)
     return answer(encoding, text), partial(answer, encoding)
 
 

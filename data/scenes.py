@@ -216,13 +216,14 @@ def overlap(box, other) -> float:
     return max(width, 0) * max(height, 0) / min(areas)
 
 
-def draw_scene(rng, size: tuple[int, int], objects: int | None = None):
+def draw_scene(rng, size: tuple[int, int], objects: int | None = None, same: bool = False):
     """Draw one scene.
 
     Args:
         rng: a NumPy Generator.
         size: (W, H) in pixels.
         objects: how many; one to three at random by default.
+        same: whether all are of one class.
 
     Returns:
         An RGB image, and (class index, box) of each object, the label's first; boxes are
@@ -232,7 +233,7 @@ def draw_scene(rng, size: tuple[int, int], objects: int | None = None):
     largest = {1: 0.34, 2: 0.29, 3: 0.25}[count]  # radius as a share of the shorter side
     while True:
         scene, found = background(rng, size), []
-        for colour, shape in choose_objects(rng, count):
+        for colour, shape in choose_objects(rng, 1) * count if same else choose_objects(rng, count):
             radius = rng.uniform(0.13, largest) * min(size)
             mask = silhouette(shape, radius, rng.uniform(0, 2 * np.pi))
             box = place(rng, size, mask.size, [box for _, box in found])
@@ -282,7 +283,9 @@ def annotation(name: str, size: tuple[int, int], objects) -> str:
     return "\n".join([*lines, "</annotation>", ""])
 
 
-def write_scenes(out: Path, count: int, seed: int, size: tuple[int, int], objects: int | None = None) -> None:
+def write_scenes(
+    out: Path, count: int, seed: int, size: tuple[int, int], objects: int | None = None, same: bool = False
+) -> None:
     """Write a data set of drawn scenes in ImageNet's official layout, whole or not at all.
 
     Raises:
@@ -293,11 +296,11 @@ def write_scenes(out: Path, count: int, seed: int, size: tuple[int, int], object
         raise SceneError(f"{out} exists and is no empty folder: give a new one")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as part:
-        _write_to(Path(part) / "scenes", count, seed, size, objects)
+        _write_to(Path(part) / "scenes", count, seed, size, objects, same)
         os.replace(Path(part) / "scenes", out)
 
 
-def _write_to(out, count, seed, size, objects):
+def _write_to(out, count, seed, size, objects, same):
     for folder in ("val", "bbox/val"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     numbers = [number for number, _ in classes()]
@@ -306,7 +309,7 @@ def _write_to(out, count, seed, size, objects):
     rows = ["ImageId,PredictionString\n"]
     for n in range(1, count + 1):
         name = f"scenes_val_{n:08}"
-        image, found = draw_scene(scene_rng(seed, n), size, objects)
+        image, found = draw_scene(scene_rng(seed, n), size, objects, same)
         image.save(out / f"val/{name}.JPEG", quality=92)
         (out / f"bbox/val/{name}.xml").write_text(annotation(name, size, found))
         boxes = [box for index, box in found if index == found[0][0]]
@@ -355,9 +358,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--size", type=parse_size, default=(224, 224), metavar="WxH", help="in pixels (default: 224)")
     add("--objects", type=int, choices=(1, 2, 3), help="in each scene (default: one to three, at random)")
+    add("--same", action="store_true", help="all objects of a scene are of one class")
     try:
         options = parser.parse_args(argv)
-        write_scenes(options.out, options.count, options.seed, options.size, options.objects)
+        shown = options.objects, options.same
+        write_scenes(options.out, options.count, options.seed, options.size, *shown)
     except SceneError as error:
         print(f"scenes.py: {error}", file=sys.stderr)
         return 2

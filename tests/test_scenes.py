@@ -215,3 +215,10 @@ def test_objects_are_inside_close_and_hardly_overlap(objects, size):
             gaps.append((-shared).max(1).min())
     # Near objects run into one another on a coarse map, unless the prompt tells them apart.
     assert objects == 1 or max(gaps) <= 0
+
+
+def test_same_scenes_have_one_class(tmp_path):
+    assert scenes.main([str(tmp_path / "same"), "--count", "4", "--objects", "3", "--same"]) == 0
+    for photo in vlscore.read_dataset(tmp_path / "same").photos:
+        assert [label for label, _ in photo.objects] == [photo.label] * 3
+        assert len(photo.boxes) == 3

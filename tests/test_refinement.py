@@ -1,0 +1,352 @@
+"""Refinement: larger copies, affinity, clusters, instances; against formulas written out and peers."""
+
+import json
+
+import numpy as np
+import pandas
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import vlscore
+
+CLIP = vlscore.import_clip().model.CLIP
+
+
+@pytest.fixture(scope="module")
+def scene(drawn):
+    """A drawn scene of several objects."""
+    return next(photo for photo in vlscore.read_dataset(drawn).photos if len(photo.objects) > 1)
+
+
+def refined(model, image, **options):
+    return vlscore.encode(model, image, refined=True, precision="float32", **options)
+
+
+# ── Larger pixels ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_grid_of_the_same_side_stays():
+    embedding = torch.randn(1 + 9, 5)
+    torch.testing.assert_close(vlscore.resize_grid(embedding, 3), embedding)
+
+
+def test_a_resized_grid_keeps_the_class_token_and_grows_along_each_axis():
+    embedding = torch.randn(1 + 16, 3, generator=torch.manual_seed(0))
+    found = vlscore.resize_grid(embedding, 4)
+    assert torch.equal(found[0], embedding[0])
+    ramp = torch.cat([torch.zeros(1, 1), torch.arange(4.0).repeat(4)[:, None]])  # grows along x
+    grid = vlscore.resize_grid(ramp, 8)[1:, 0].view(8, 8)
+    assert torch.equal(grid, grid[:1].expand(8, 8))  # the same in each row
+    assert (grid[0].diff() > 0).all()
+    torch.testing.assert_close(grid[0, 3:5].mean(), torch.tensor(1.5))
+
+
+@pytest.mark.parametrize("name", ["rn", "vit"])
+def test_larger_pixels_are_read_as_by_a_clip_built_for_them(request, name):
+    """Against CLIP's own code at twice the resolution, with interpolated positional embeddings."""
+    model = request.getfixturevalue(name)
+    size = {"rn": (192, (1, 1, 1, 1), 8, None), "vit": (128, 2, 128, 16)}[name]
+    larger = CLIP(64, *size, 77, 49408, 64, 1, 1).eval()
+    state = model.clip.state_dict()
+    key = "visual.attnpool.positional_embedding" if name == "rn" else "visual.positional_embedding"
+    side = {"rn": 6, "vit": 8}[name]
+    old, grid = state[key], round((len(state[key]) - 1) ** 0.5)
+    channels = [F.interpolate(c.view(1, 1, grid, grid), (side, side), mode="bicubic") for c in old[1:].T]
+    state[key] = torch.cat([old[:1], torch.stack([c.flatten() for c in channels], 1)])
+    larger.load_state_dict(state)
+    pixels = torch.randn(2, 3, size[0], size[0], generator=torch.manual_seed(1))
+    with torch.no_grad():
+        wanted = larger.visual(pixels)
+        torch.testing.assert_close(model._run(pixels), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_several_layers_are_read_in_one_pass(rn):
+    pixels = torch.randn(1, 3, 96, 96, generator=torch.manual_seed(2))
+    found = rn.read(pixels, [("layer4", "activation"), ("layer2", "activation")])
+    for each, layer in zip(found, ("layer4", "layer2")):
+        assert torch.equal(each, rn.feature_maps(pixels, layer))
+
+
+@pytest.mark.parametrize("name", ["rn", "vit", "lite0"])
+def test_scales_are_the_image_read_at_larger_sizes(request, name, chelsea):
+    model = request.getfixturevalue(name)
+    scales = vlscore.read_scales(model, chelsea, None, "activation", "squash", "float32")
+    sizes = {"rn": (96, 160), "vit": (128,), "lite0": (224, 352)}[name]  # whole cells of 32, or 16
+    assert len(scales) == len(sizes)
+    for scale, side in zip(scales, sizes):
+        pixels = model.preprocess(chelsea, size=side)[None]
+        assert pixels.shape == (1, 3, side, side)
+        finer = [model.read(pixels, [each])[0][0] for each in model.finer]
+        cosines = sum(
+            F.normalize(each.flatten(1), dim=0).T @ F.normalize(each.flatten(1), dim=0) for each in finer
+        )
+        f = scale.features.flatten(1)
+        torch.testing.assert_close(f.T @ f, model.sharpness * cosines / len(finer), atol=1e-3, rtol=0)
+        if not model.is_vit:
+            maps = model.read(pixels, [(model.layers[-1], "activation")])[0][0]
+            torch.testing.assert_close(scale.maps, maps.cpu(), atol=1e-4 * maps.abs().max().item(), rtol=0)
+            torch.testing.assert_close(scale.cells, model.cell_embeddings(scale.maps), atol=1e-4, rtol=1e-4)
+
+
+def test_fine_features_are_pooled_above_forty_cells(rn, chelsea, monkeypatch):
+    monkeypatch.setattr(vlscore, "FINEST", 12)
+    scales = vlscore.read_scales(rn, chelsea, None, "activation", "squash", "float32")
+    assert [scale.features.shape[-1] for scale in scales] == [12, 10]  # of 12 and 20 cells
+
+
+# ── Clusters ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_clusters_are_the_nodes_of_ward_s_tree():
+    """Against scikit-learn's own cut of the tree, at every number of clusters."""
+    from sklearn.cluster import AgglomerativeClustering
+    from sklearn.feature_extraction.image import grid_to_graph
+
+    features = torch.randn(6, 7, 7, generator=torch.manual_seed(3))
+    found = {tuple(each.flatten().int().tolist()) for each in vlscore.cluster_maps(features)}
+    points = F.normalize(features, dim=0).flatten(1).T.double().numpy()
+    wanted = set()
+    for count in range(2, vlscore.REGIONS + 1):
+        ward = AgglomerativeClustering(count, connectivity=grid_to_graph(7, 7))
+        labels = ward.fit_predict(points)
+        wanted |= {tuple((labels == n).astype(int)) for n in range(count)}
+    assert found == wanted
+    assert len(found) == 2 * vlscore.REGIONS - 2
+
+
+def test_clusters_find_a_square_of_other_features():
+    features = torch.zeros(2, 8, 8)
+    features[0], features[:, 2:5, 3:7] = 1.0, torch.tensor([0.0, 1.0])[:, None, None]
+    square = torch.zeros(8, 8)
+    square[2:5, 3:7] = 1
+    assert any(torch.equal(each, square) for each in vlscore.cluster_maps(features)[:2])
+
+
+# ── Diffusion ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_diffusion_by_hand():
+    generator = torch.manual_seed(4)
+    features, heat = torch.randn(5, 3, 3, generator=generator), torch.rand(3, 3, generator=generator)
+    f, s = features.flatten(1).double().numpy(), heat.flatten().double().numpy()
+    wanted = np.zeros(9)
+    for i in range(9):
+        power = [np.exp(f[:, i] @ f[:, j]) for j in range(9)]
+        wanted[i] = sum(p * each for p, each in zip(power, s)) / sum(power)
+    np.testing.assert_allclose(vlscore.diffuse(heat, features).flatten(), wanted, rtol=1e-4)
+
+
+def test_diffusion_fills_the_region_of_the_seed():
+    features = torch.zeros(2, 6, 6)
+    features[0], features[:, 1:4, 1:5] = 3.0, torch.tensor([0.0, 3.0])[:, None, None]
+    seed = torch.zeros(6, 6)
+    seed[2, 2] = 1.0
+    found = vlscore.diffuse(seed, features)
+    inside = torch.zeros(6, 6, dtype=torch.bool)
+    inside[1:4, 1:5] = True
+    assert found[inside].min() > 100 * found[~inside].max()
+    assert found[inside].max() - found[inside].min() < 1e-6
+
+
+def test_a_refined_saliency_by_hand(rn, chelsea):
+    encoding, text = refined(rn, chelsea), F.normalize(torch.randn(64, generator=torch.manual_seed(5)), dim=0)
+    w = vlscore.weights(encoding, text, 0.01)
+    side = max(scale.features.shape[-1] for scale in encoding.scales)
+
+    def up(x, size=side):
+        return F.interpolate(x[None, None], (size, size), mode="bilinear", align_corners=False)[0, 0]
+
+    def unit_peak(x):
+        return up(x.clamp(min=0) / x.max())
+
+    seen = sum(unit_peak((w[:, None, None] * scale.maps).sum(0)) for scale in encoding.scales)
+    named = sum(unit_peak((text[:, None, None] * scale.cells).sum(0)) for scale in encoding.scales)
+    product = 1.0
+    for scale in encoding.scales:
+        heat = vlscore.diffuse((seen * named).sqrt(), scale.features)
+        product = product * up((heat - heat.min()) / (heat.max() - heat.min())).clamp(min=1e-6)
+    wanted = up(product ** (1 / len(encoding.scales)), 96)
+    wanted = (wanted - wanted.min()) / (wanted.max() - wanted.min())
+    found = vlscore.saliency(encoding, text, 0.01)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    assert found.shape == (96, 96)
+    assert (found.min(), found.max()) == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["rn", "vit", "lite0"])
+def test_a_refined_encoding_is_saved_whole(request, name, chelsea, tmp_path):
+    model = request.getfixturevalue(name)
+    encoding, text = refined(model, chelsea, keep=8), model.encode_text(["an image of a cat."])[0]
+    encoding.save(tmp_path / "encoding")
+    again = vlscore.Encoding.load(tmp_path / "encoding")
+    assert len(again.scales) == len(encoding.scales) > 0
+    before, after = (vlscore.saliency(each, text, 1.0) for each in (encoding, again))
+    assert (before is None) == (after is None)
+    assert before is None or torch.equal(before, after)
+    assert again.threshold == model.refined_threshold
+
+
+def test_plain_is_untouched(rn, chelsea):
+    """Refinement adds scales, and changes nothing of the rest."""
+    plain, more = vlscore.encode(rn, chelsea, precision="float32"), refined(rn, chelsea)
+    assert plain.scales == ()
+    assert plain.threshold == rn.threshold
+    for name in ("maps", "mask_embeddings", "base_embedding", "image_embedding"):
+        assert torch.equal(getattr(plain, name), getattr(more, name))
+
+
+def test_an_absent_object_has_no_refined_saliency(rn, chelsea):
+    encoding = refined(rn, chelsea)
+    gap = encoding.mask_embeddings - encoding.base_embedding
+    nowhere = -gap.mean(0)
+    if (vlscore.scores(encoding, nowhere)[0] > vlscore.scores(encoding, nowhere)[1]).any():
+        pytest.skip("some map beats the empty image for every text tried")
+    assert vlscore.saliency(encoding, nowhere) is None
+    assert vlscore.find_boxes(None, encoding) == []
+
+
+@pytest.mark.parametrize("options", [{"layer": "1"}, {"maps": "query"}])
+def test_a_refined_vit_takes_no_other_maps(vit, chelsea, options):
+    with pytest.raises(vlscore.VLScoreError, match="leave layer and maps out"):
+        refined(vit, chelsea, **options)
+
+
+def test_refinement_takes_no_principal_components(vit, chelsea):
+    with pytest.raises(vlscore.VLScoreError, match="leave pca out"):
+        refined(vit, chelsea, maps="query", pca=2)
+
+
+# ── Instances ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def two_hills(saddle):
+    """Two hills of height 1 on a 40×40 map, with a ridge of the given height between them."""
+    x = np.linspace(0, 1, 40)
+    profile = np.interp(x, [0, 0.2, 0.5, 0.8, 1], [0, 1, saddle, 1, 0])
+    return torch.from_numpy(np.outer(np.interp(x, [0, 0.5, 1], [0, 1, 0]), profile)).float()
+
+
+@pytest.mark.parametrize(("saddle", "count"), [(0.95, 1), (0.7, 2)])
+def test_hills_are_instances_where_the_saddle_is_deep(rn, saddle, count):
+    image = Image.new("RGB", (96, 96))
+    encoding = refined(rn, image)
+    boxes = vlscore.find_boxes(two_hills(saddle), encoding, 0.6)
+    assert len(boxes) == count
+    if count == 2:  # cut near the middle column, and nothing lost
+        left, right = sorted(boxes)
+        assert left[2] == pytest.approx(48, abs=3)
+        assert right[0] == pytest.approx(48, abs=3)
+        (whole,) = vlscore.find_boxes(two_hills(0.95), encoding, 0.6)
+        assert min(left[0], right[0]) == pytest.approx(whole[0], abs=3)
+
+
+def test_plain_boxes_are_not_split(rn):
+    encoding = vlscore.encode(rn, Image.new("RGB", (96, 96)), precision="float32")
+    assert len(vlscore.find_boxes(two_hills(0.7), encoding, 0.6)) == 1
+
+
+def test_a_whole_image_above_the_threshold_is_one_part():
+    parts, count = vlscore._cut(np.ones((4, 4), int), 1, np.zeros((4, 4), int), np.ones((4, 4), int))
+    assert count == 1
+    assert (parts == 1).all()
+
+
+# ── Command line and evaluation ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["scenes-rn", "scenes-vit"])
+def test_refined_boxes_fit_drawn_scenes_better(name, drawn):
+    """The drawn boxes are known exactly, and none of these scenes chose a parameter."""
+    model, dataset = vlscore.load_model(name, "cpu"), vlscore.read_dataset(drawn)
+    ious = {True: [], False: []}
+    for photo in dataset.photos:
+        text = vlscore.class_embedding(model, dataset.classes[photo.label])
+        for way in ious:
+            encoding = vlscore.encode(model, photo.path, precision="float32", refined=way)
+            heat = vlscore.saliency(encoding, text, encoding.temperature)
+            ious[way].append(vlscore.box_iou(vlscore.find_boxes(heat, encoding), photo.boxes))
+    assert np.mean(ious[True]) > np.mean(ious[False]) + 0.05
+
+
+def test_evaluate_measures_refined_beside_plain(scenes_rn, drawn, tmp_path):
+    dataset = vlscore.read_dataset(drawn)
+    records = vlscore.evaluate(
+        scenes_rn, dataset, tmp_path / "run", refined=True, keep=16, precision="float32"
+    )
+    plain = vlscore.evaluate(scenes_rn, dataset, keep=16, precision="float32")
+    tau, alpha = scenes_rn.temperature, scenes_rn.refined_threshold
+    for row, photo in enumerate(dataset.photos[:4]):
+        encoding = refined(scenes_rn, photo.path, keep=16)
+        text = vlscore.class_embedding(scenes_rn, dataset.classes[photo.label])
+        boxes = vlscore.find_boxes(vlscore.saliency(encoding, text, tau), encoding)
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        at = summary["thresholds"].index(alpha)
+        found = records.iloc[row][f"iou: refined VL-Score, τ = {tau:g}"][at]
+        assert found == pytest.approx(vlscore.box_iou(boxes, photo.boxes), abs=1e-6)
+    for each in (1, tau):  # plain VL-Score and the baselines are those of a plain run
+        for method in (f"VL-Score, τ = {each:g}", "mean of all maps", "Grad-CAM"):
+            ours, theirs = (frame[f"iou: {method}"] for frame in (records, plain))
+            shared = [n / 20 for n in range(1, 20)]
+            taken = [
+                [sorted({alpha_, *shared}).index(each) for each in shared]
+                for alpha_ in (alpha, scenes_rn.threshold)
+            ]
+            for a, b in zip(ours, theirs):
+                assert [a[n] for n in taken[0]] == [b[n] for n in taken[1]]
+    assert summary["results"] != summary["methods"][f"VL-Score, τ = {scenes_rn.temperature:g}"]
+    table = vlscore.summary_table(summary)
+    assert "GT-known above constant box at its best" in table
+    assert f"GT-known above VL-Score, τ = {scenes_rn.temperature:g} at its best" in table
+
+
+def test_the_difference_of_hits_is_paired():
+    random = np.random.default_rng(0)
+    theirs = random.random(400) < 0.5
+    ours = theirs | (random.random(400) < 0.1)
+    found = vlscore._difference(ours, theirs)
+    assert found["value"] == pytest.approx(ours.mean() - theirs.mean(), abs=1e-6)
+    assert 0 < found["low"] < found["value"] < found["high"]
+    error = np.sqrt((ours != theirs).mean() / 400)  # of a paired difference, nearly
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.2)
+    assert found["p"] <= 2 / 1001 + 1e-6
+    assert vlscore._difference(theirs, theirs)["p"] == 1
+
+
+def test_p_counts_the_resamples_on_the_other_side():
+    assert vlscore.two_sided(np.array([1.0, 2, 3, -1])) == pytest.approx(2 * 2 / 5)
+    assert vlscore.two_sided(np.zeros(9)) == 1
+
+
+def test_the_command_line_refines(scene, capsys):
+    found = {}
+    for way in ((), ("--refined",)):
+        command = [
+            "localize",
+            str(scene.path),
+            "an image of a cross.",
+            "--model",
+            "scenes-rn",
+            "--json",
+            *way,
+        ]
+        assert vlscore.main(command) == 0
+        found[way] = json.loads(capsys.readouterr().out)["results"][0]
+    assert found[()]["score"] == found["--refined",]["score"]
+    assert found[()]["boxes"] != found["--refined",]["boxes"]
+
+
+def test_a_run_is_not_resumed_by_another_way(scenes_rn, drawn, tmp_path):
+    dataset = vlscore.read_dataset(drawn)
+    vlscore.evaluate(scenes_rn, dataset, tmp_path / "run", keep=4)
+    with pytest.raises(vlscore.VLScoreError, match="refined False, not True"):
+        vlscore.evaluate(scenes_rn, dataset, tmp_path / "run", resume=True, keep=4, refined=True)
+
+
+def test_a_refined_vit_is_measured(drawn):
+    model, dataset = vlscore.load_model("scenes-vit", "cpu"), vlscore.read_dataset(drawn)
+    records = vlscore.evaluate(model, dataset, refined=True)
+    assert isinstance(records, pandas.DataFrame)
+    assert any(column.startswith("iou: refined VL-Score") for column in records)
+    assert not any(column.startswith("iou: VL-Score") for column in records)
