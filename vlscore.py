@@ -179,20 +179,20 @@ class Model:
         device: where the weights are.
         temperature, threshold: τ and α that `localize`, the command line and the app use.
         stride: side of a cell of the last layer in pixels of the input.
-        finer: (layer, kind of maps) pairs of one grid, the features whose affinity `refine` uses.
-        sharpness: β, how sharply `refine` tells cells apart by them.
+        finer: name of the layer whose features tell the object from the background in `refine`.
         refined_threshold: α of refined maps.
     """
 
     is_vit = False  # whether the layers are blocks of a Vision Transformer
-    stride, sharpness, refined_threshold = 32, 3.0, 0.52
+    stride = 32
     mean: tuple[float, float, float]  # of the pixel values 0–255, a channel
     std: tuple[float, float, float]
 
-    def __init__(self, name, visual, input_size, device, temperature, threshold):
+    def __init__(self, name, visual, input_size, device, temperature, threshold, refined_threshold):
         self.name, self.input_size, self.device = name, input_size, torch.device(device)
         self.visual = visual.eval().requires_grad_(False).to(self.device)
         self.temperature, self.threshold = temperature, threshold
+        self.refined_threshold = refined_threshold
         self._compiled = {}
 
     @property
@@ -436,18 +436,17 @@ class ClipModel(Model):
     std = (0.26862954 * 255, 0.26130258 * 255, 0.27577711 * 255)
     # Not tuned here: τ is CLIP's own, 1 over its logit scale of 100; α is the best of the three that
     # the report ran (Table 2).
-    cnn_defaults, vit_defaults = (0.01, 0.60), (0.01, 0.55)
+    cnn_defaults, vit_defaults = (0.01, 0.60, 0.45), (0.01, 0.55, 0.675)
 
     def __init__(self, name, clip_model, device, defaults=None):
         self.clip = clip_model.float().eval().requires_grad_(False).to(device)
         self.is_vit = hasattr(clip_model.visual, "transformer")
         defaults = defaults or (self.vit_defaults if self.is_vit else self.cnn_defaults)
         if self.is_vit:
-            self.stride, self.sharpness, self.refined_threshold = clip_model.visual.conv1.stride[0], 8.0, 0.8
-            middle = (len(clip_model.visual.transformer.resblocks) - 1) // 2
-            self.finer = ((str(middle), "activation"),)
+            self.stride = clip_model.visual.conv1.stride[0]
+            self.finer = str((len(clip_model.visual.transformer.resblocks) - 1) // 2)  # the middle block
         else:
-            self.finer = (("layer2", "activation"),)
+            self.finer = "layer2"
         super().__init__(name, clip_model.visual, clip_model.visual.input_resolution, device, *defaults)
 
     def join(self, features):
@@ -595,8 +594,8 @@ class Lite0MiniLM(Model):
     mean, std = (127.0,) * 3, (128.0,) * 3
     # τ by the pairs above: between 0.05 and 0.5 it moves GT-known by less than 2 points.  α by
     # GT-known localization on the 300 photos.
-    defaults = (0.1, 0.35)
-    finer = (("block7", "activation"), ("block10", "activation"))
+    defaults = (0.1, 0.35, 0.45)
+    finer = "block7"
 
     def __init__(self, name, device):
         super().__init__(name, _EfficientNetLogits(), 224, device, *self.defaults)
@@ -753,8 +752,8 @@ CLIP_NAMES = (
 )
 OFFLINE_MODEL = "lite0-minilm"
 # τ and α of the small CLIPs trained on drawn scenes: those of the best GT-known localization with the
-# last layer's activation maps, on 80 and 200 scenes of seed 11.
-SCENES_MODELS = {"scenes-rn": (0.03, 0.65), "scenes-vit": (0.05, 0.20)}
+# last layer's activation maps, on 80 and 200 scenes of seed 11; α of refined maps on 120 of them.
+SCENES_MODELS = {"scenes-rn": (0.03, 0.65, 0.775), "scenes-vit": (0.05, 0.20, 0.675)}
 
 
 def clip_file(name: str) -> Path:
@@ -1075,12 +1074,10 @@ class Scale(NamedTuple):
 
     Attributes:
         maps: A (C, h, w), the encoding's layer.
-        features: (F, h, w), of the model's ``finer`` layer; their products are β times their cosines.
         cells: (D, h, w), the last layer's cells in the joint space, see `Model.cell_embeddings`; of a CNN.
     """
 
     maps: torch.Tensor
-    features: torch.Tensor
     cells: torch.Tensor | None = None
 
 
@@ -1099,7 +1096,7 @@ class Encoding:
         base_embedding: (D,), unit, of the empty image: zeros in normalised pixels.
         image_embedding: (D,), unit, of the whole, unmasked image.
         temperature, threshold: the model's τ and α, of refined maps where there are scales.
-        scales: what `refine` needs, see `read_scales`; none for plain VL-Score.
+        scales, features: what `refine` needs, see `read_scales`; none for plain VL-Score.
     """
 
     model: str
@@ -1115,6 +1112,7 @@ class Encoding:
     temperature: float
     threshold: float
     scales: tuple[Scale, ...] = ()
+    features: torch.Tensor | None = None
 
     def save(self, path) -> None:
         """Write to a safetensors file, whole or not at all."""
@@ -1128,7 +1126,7 @@ class Encoding:
                 for n, scale in enumerate(value):
                     every = scale._asdict().items()
                     tensors |= {f"scale {n} {key}": each for key, each in every if each is not None}
-            else:
+            elif value is not None:
                 facts[name] = value
         write_whole(path, save(tensors, {"vlscore.Encoding": json.dumps(facts)}))
 
@@ -1217,15 +1215,14 @@ def encode_images(
     encoder = model.encoder(precision)
     images = [load_image(image) for image in images]
     pixels = torch.stack([model.preprocess(image, fit) for image in images]).to(model.device)
-    scales = [()] * len(images)
     if refined and pca is not None:
         raise VLScoreError("refined takes no principal components: leave pca out")
     if refined:
-        scales = [read_scales(model, image, layer, maps, fit, precision) for image in images]
-    if refined and model.is_vit:
-        layer, maps = model.finer[0][0], "cluster"
-        all_maps = torch.stack([each[-1].maps for each in scales]).to(model.device)
+        read = [read_scales(model, image, layer, maps, fit, precision) for image in images]
+        all_maps = torch.stack([scales[0].maps for scales, _ in read]).to(model.device)
+        layer, maps = (model.finer, "cluster") if model.is_vit else (layer, maps)
     else:
+        read = [((), None)] * len(images)
         # One by one: in a batch, rounding would depend on how many threads there are.
         all_maps = torch.cat([model.feature_maps(each, layer, maps, pca) for each in pixels.split(1)])
     plain = torch.cat([pixels, torch.zeros_like(pixels[:1])])  # the images and the empty one
@@ -1251,7 +1248,8 @@ def encode_images(
             image_embedding=image_embeddings[n],
             temperature=model.temperature,
             threshold=model.refined_threshold if refined else model.threshold,
-            scales=scales[n],
+            scales=read[n][0],
+            features=read[n][1],
         )
         for n, image in enumerate(images)
     ]
@@ -1349,42 +1347,47 @@ def saliency(encoding: Encoding, text_embedding: torch.Tensor, temperature: floa
 
 # ── Refinement: the extent of an object, from larger copies of the image and a finer layer ────────
 
-SCALES = (1, 1.5)  # sides of the copies that a CNN reads, in S
+SCALES = (1, 2.5)  # sides of the copies that a CNN reads, in S, rounded up to whole cells
 VIT_SCALE = 2  # of the copy that a ViT reads
-FINEST = 40  # most cells on a side that affinity is computed for; finer features are pooled
+FINEST = 40  # most cells on a side of the features; finer ones are pooled
 REGIONS = 16  # leaves of the tree of clusters
-PROMINENCE = 0.2  # how far a peak of the heat map in [0, 1] must rise to be an instance of its own
+SHRINKAGE = 0.8  # of the covariance, towards equal variances without correlation
+SHARPNESS = 8.0  # β of the affinity of a ViT's cells
+PROMINENCE = 0.2  # how far a peak of the smoothed heat map must rise to be an instance of its own
+SMOOTHING = 28  # smaller details than S over this make no instance
 
 
-def read_scales(model: Model, image, layer, maps, fit: str, precision: str) -> tuple[Scale, ...]:
+def read_scales(model: Model, image, layer, maps, fit, precision) -> tuple[tuple[Scale, ...], torch.Tensor]:
     """Read an image at several sizes, a pass each: what is too small for the cells of one is not of another.
 
     A ViT is read at one size, and its maps are clusters of its keys, see `cluster_maps`.
+
+    Returns:
+        The scales, the first of the plain method's size where it is a CNN, and the features (F, h, w)
+        of the model's ``finer`` layer at the last scale, unit vectors.
     """
+    finer, last = (model.finer, "activation"), (model.layers[-1], "activation")
     if model.is_vit:
-        if layer not in (None, model.finer[0][0]) or maps != "activation":
+        if layer not in (None, model.finer) or maps != "activation":
             raise VLScoreError("a refined ViT takes clusters of its keys for maps: leave layer and maps out")
-        wanted, sizes = [(model.finer[0][0], "key"), *model.finer], (VIT_SCALE,)
+        wanted, sizes = [(model.finer, "key"), finer], (VIT_SCALE,)
     else:
-        last = (model.layers[-1], "activation")
-        wanted, sizes = [(str(layer or last[0]), maps), last, *model.finer], SCALES
+        wanted, sizes = [(str(layer or last[0]), maps), last, finer], SCALES
     is_fast, scales = choose_precision(precision, model.device) == "bfloat16", []
     for size in sizes:
         side = int(-(-model.input_size * size // model.stride) * model.stride)  # whole cells
-        pixels = model.preprocess(image, fit, side)[None].to(memory_format=torch.channels_last)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=is_fast):
+        pixels = model.preprocess(image, fit, side)[None]
+        if size > 1:  # at size 1, the maps are plain VL-Score's, bit for bit
+            pixels = pixels.to(memory_format=torch.channels_last)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=is_fast and size > 1):
             found = [each[0] for each in model.read(pixels, wanted)]
-        finer = found[-len(model.finer) :]
-        if finer[0].shape[-1] > FINEST:
-            finer = [F.avg_pool2d(each, 2) for each in finer]
-        features = torch.cat([F.normalize(each, dim=0) for each in finer])
-        features = (features * (model.sharpness / len(model.finer)) ** 0.5).cpu().contiguous()
         if model.is_vit:
-            scales.append(Scale(cluster_maps(found[0].cpu()), features))
+            scales.append(Scale(cluster_maps(found[0].cpu())))
         else:
-            cells = model.cell_embeddings(found[1])
-            scales.append(Scale(found[0].cpu().contiguous(), features, cells.cpu().contiguous()))
-    return tuple(scales)
+            kept = (found[0], model.cell_embeddings(found[1]))
+            scales.append(Scale(*(each.cpu().contiguous() for each in kept)))
+    features = found[-1] if found[-1].shape[-1] <= FINEST else F.avg_pool2d(found[-1], 2)
+    return tuple(scales), F.normalize(features, dim=0).cpu().contiguous()
 
 
 def cluster_maps(features: torch.Tensor) -> torch.Tensor:
@@ -1413,37 +1416,61 @@ def cluster_maps(features: torch.Tensor) -> torch.Tensor:
 def refine(encoding: Encoding, w: torch.Tensor, text_embedding: torch.Tensor) -> torch.Tensor:
     """Give a saliency map the extent of the object: (S, S) in [0, 1].
 
-    The maps of all scales are summed with the same weights.  Their geometric mean with the similarity map
-    is diffused at each scale over the affinity of a finer layer; the geometric mean of these is the result.
-    A ViT's similarity map does not tell where, and is left out.
+    Of a CNN, the maps of all scales are summed with the same weights.  Their geometric mean with the
+    similarity map says which cells are likely the object's, and `discriminate` what a finer layer sees
+    there; the result is the geometric mean of both.  Of a ViT, each region's weight is spread over its
+    area, then over what resembles it, see `diffuse`; its similarity map does not tell where.
 
     Args:
         w: (C,), see `weights`.
         text_embedding: (D,).
     """
-    scales, text = encoding.scales, unit(text_embedding.cpu())
-    side = max(scale.features.shape[-1] for scale in scales)
-    seed = sum(_upsampled(_peak_1(_summed(w, each.maps)), side) for each in scales)
-    if scales[0].cells is not None:
-        named = sum(_upsampled(_peak_1(_summed(text, each.cells)), side) for each in scales)
-        seed = (seed * named).sqrt()
-    spread = [_upsampled(_min_max(diffuse(seed, each.features)), side) for each in scales]
-    mean = torch.stack(spread).clamp_min(1e-6).log().mean(0).exp()
-    return _min_max(_upsampled(mean, encoding.input_size))
+    scales, features = encoding.scales, encoding.features
+    grid = features.shape[1:]
+    if scales[0].cells is None:
+        regions = scales[0].maps / scales[0].maps.sum((1, 2), keepdim=True)
+        found = diffuse(_upsampled(_summed(w, regions), grid), features)
+    else:
+        text = unit(text_embedding.cpu())
+        summed = sum(_upsampled(_peak_1(_summed(w, each.maps)), grid) for each in scales)
+        named = sum(_upsampled(_peak_1(_summed(text, each.cells)), grid) for each in scales)
+        seed = _min_max((summed * named).sqrt())
+        found = (seed * discriminate(seed, features).clamp(0, 1)).sqrt()
+    return _min_max(_upsampled(found, encoding.input_size))
 
 
 def diffuse(saliency: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Give each cell the mean of the saliency (h, w) over the cells that resemble it: (h', w').
+    """Give each cell the mean of the saliency (h, w) over all cells, by how much they resemble it: (h, w).
 
-    Cell j has the weight softmax_j(β cos(f_i, f_j)) in cell i.
+    Cell j has the weight softmax_j(β cos(f_i, f_j)) in cell i, β = `SHARPNESS`.
 
     Args:
-        features: (F, h', w'), see `Scale`.
+        features: (F, h, w), unit vectors.
     """
-    _, h, w = features.shape
     f = features.flatten(1)
-    affinity = (f.T @ f).softmax(1)  # (h'·w', h'·w')
-    return (affinity @ _upsampled(saliency, (h, w)).flatten()).unflatten(0, (h, w))
+    affinity = (SHARPNESS * (f.T @ f)).softmax(1)  # (h·w, h·w)
+    return (affinity @ saliency.flatten()).unflatten(0, saliency.shape)
+
+
+def discriminate(seed: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Tell object from background by their features, as far as a seed in [0, 1] tells them apart: (h, w).
+
+    Fisher's linear discriminant (1936) between the cells weighted with seed² and with (1 - seed)², with a
+    shrunk covariance (Friedman 1989): 0 in the mean of the background and 1 in that of the object.
+
+    Args:
+        seed: (h, w).
+        features: (F, h, w).
+    """
+    # In float64: the solution of the equations amplifies rounding.
+    f, seed = features.flatten(1).T.double(), seed.flatten().double()  # (h·w, F), (h·w,)
+    sides = [side / side.sum().clamp_min(1e-12) for side in (seed**2, (1 - seed) ** 2)]
+    means = [side @ f for side in sides]
+    within = sum((f - mean).T @ ((f - mean) * side[:, None]) for side, mean in zip(sides, means)) / 2
+    spread = within.diagonal().mean().clamp_min(1e-12) * torch.eye(len(within), dtype=torch.float64)
+    direction = torch.linalg.solve((1 - SHRINKAGE) * within + SHRINKAGE * spread, means[0] - means[1])
+    low, high = means[1] @ direction, means[0] @ direction
+    return ((f @ direction - low) / (high - low).clamp_min(1e-12)).float().unflatten(0, features.shape[1:])
 
 
 def _summed(weights, maps):
@@ -1467,16 +1494,20 @@ def _min_max(x):
 def split_instances(heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find the peaks of a heat map (S, S) in [0, 1] and the basin of each: labels (S, S) from 1, 0 for none.
 
-    A peak rises at least `PROMINENCE` above the saddle to a higher one; its basin is what the watershed
-    (Vincent and Soille 1991) gives it.
+    A peak of the smoothed map rises at least `PROMINENCE` above the saddle to a higher one; its basin is
+    what the watershed (Vincent and Soille 1991) gives it.
     """
     from scipy import ndimage
     from skimage.morphology import local_maxima, reconstruction
     from skimage.segmentation import watershed
 
+    # What is smooth needs few samples: every fourth pixel.
+    smooth = ndimage.gaussian_filter(heat, len(heat) / SMOOTHING, mode="nearest")[2::4, 2::4]
+    smooth = (smooth - smooth.min()) / max(smooth.max() - smooth.min(), 1e-12)
     # Lowered by h and regrown under itself, a heat map keeps the peaks of prominence h (Soille 2003, 6.3.4).
-    peaks, _ = ndimage.label(local_maxima(reconstruction(heat - PROMINENCE, heat)))
-    return peaks, watershed(-heat, peaks)
+    peaks, _ = ndimage.label(local_maxima(reconstruction(smooth - PROMINENCE, smooth)))
+    rows = columns = np.minimum(np.arange(len(heat)) // 4, len(peaks) - 1)
+    return tuple(each[np.ix_(rows, columns)] for each in (peaks, watershed(-smooth, peaks)))
 
 
 # ── Boxes ────────────────────────────────────────────────────────────────────────────────────────
@@ -2400,7 +2431,7 @@ class Protocol:
             raise VLScoreError(f"unknown fit {self.fit!r}: choose one of {', '.join(FITS)}")
         layer = self.layer
         if layer is None:
-            layer = model.finer[0][0] if self.refined and model.is_vit else model.layers[-1]
+            layer = model.finer if self.refined and model.is_vit else model.layers[-1]
         layer = str(layer)
         model.feature_maps(torch.zeros(1, 3, *[model.input_size] * 2), layer, self.maps, self.pca)
         select_maps(torch.zeros(1, 1, 1), self.keep)
@@ -3490,9 +3521,9 @@ def _as_text(found):
 
 
 def _run_models(options):
-    """A line a model: its name, whether its weights are here, its τ and α, and what it is."""
-    print(f"{'model':15} {'here':5} {'τ':>5} {'α':>5}  what it is")
-    row = "{:15} {:5} {:5} {:5}  {}"
+    """A line a model: its name, whether its weights are here, its τ, α, α of refined maps, and what it is."""
+    print(f"{'model':15} {'here':5} {'τ':>5} {'α':>5} {'refined':>7}  what it is")
+    row = "{:15} {:5} {:5} {:5} {:7}  {}"
     note = "EfficientNet-Lite0 and MiniLM; weakly supervised on ImageNet's classes, offline"
     print(row.format(OFFLINE_MODEL, "yes", *Lite0MiniLM.defaults, note))
     note = "small CLIP that knows drawn scenes only; zero-shot, offline"

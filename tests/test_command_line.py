@@ -130,13 +130,13 @@ def test_a_checkpoint_is_named_by_its_path(run, checkpoints, chelsea):
 def test_models_lists_every_model_with_its_defaults(run):
     code, out, err = run("models")
     rows = [line.split() for line in out.splitlines()]
-    found = {row[0]: (float(row[2]), float(row[3])) for row in rows[1:-1]}
+    found = {row[0]: tuple(map(float, row[2:5])) for row in rows[1:-1]}
     expected = {"lite0-minilm": vlscore.Lite0MiniLM.defaults} | vlscore.SCENES_MODELS | vlscore.SCENES_MODELS
     for name in vlscore.CLIP_NAMES:
         is_vit = name.startswith("ViT")
         expected[name] = vlscore.ClipModel.vit_defaults if is_vit else vlscore.ClipModel.cnn_defaults
     assert (code, err, found) == (0, "", expected)
-    assert rows[0][2:4] == ["τ", "α"]
+    assert rows[0][2:5] == ["τ", "α", "refined"]
     assert rows[-1][0] == "PATH"
 
 
