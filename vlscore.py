@@ -39,7 +39,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from importlib.util import find_spec
 from inspect import signature
@@ -252,6 +252,21 @@ class Model:
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt that add nothing to its embedding, since training never met them."""
         return []
+
+    @cached_property
+    def other_texts(self) -> torch.Tensor:
+        """Embeddings (80, D) of prompts for other things, which `p_absent` compares with; made on first use.
+
+        They are COCO's 80 everyday things (Lin et al. 2014); of a model of drawn scenes, its 80 classes.
+        """
+        if self.name in SCENES_MODELS:
+            names = [f"{colour} {shape}" for colour in SCENES_COLOURS for shape in SCENES_SHAPES]
+        else:
+            from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+            categories = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+            names = [each for each in categories if each not in ("__background__", "N/A")]
+        return self.encode_text([TEMPLATE.format(each) for each in names]).cpu()
 
     @torch.inference_mode()
     def feature_maps(self, pixels, layer=None, maps="activation", pca=None) -> torch.Tensor:
@@ -751,6 +766,9 @@ CLIP_NAMES = (
     "ViT-L/14@336px",
 )
 OFFLINE_MODEL = "lite0-minilm"
+SCENES_COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+SCENES_SHAPES = ("circle", "square", "triangle", "star", "cross")
+SCENES_SHAPES += ("ring", "heart", "crescent", "arrow", "drop")
 # τ and α of the small CLIPs trained on drawn scenes: those of the best GT-known localization with the
 # last layer's activation maps, on 80 and 200 scenes of seed 11; α of refined maps on 120 of them.
 SCENES_MODELS = {"scenes-rn": (0.03, 0.65, 0.775), "scenes-vit": (0.05, 0.20, 0.675)}
@@ -1306,6 +1324,26 @@ def scores(encoding: Encoding, text_embedding: torch.Tensor) -> tuple[torch.Tens
     return every[:-1], every[-1]
 
 
+def p_absent(encoding: Encoding, text_embedding: torch.Tensor, others: torch.Tensor) -> float:
+    """How likely a text of something that is not there would fit the image as well as this one.
+
+    A text's score is that of its best map less the base score.  With m of the N other texts above this
+    one's, p = (1 + m) / (1 + N), as in a permutation test (Phipson and Smyth 2010): a text for what is not
+    there, as little as the others are, gets p ≤ 0.05 in one image of twenty, whatever the model.
+
+    Args:
+        text_embedding: (D,).
+        others: (N, D), see `Model.other_texts`.
+
+    Returns:
+        p in (0, 1].
+    """
+    texts = unit(torch.cat([text_embedding[None], others]).cpu())  # (1 + N, D)
+    best = (encoding.mask_embeddings @ texts.T).amax(0) - encoding.base_embedding @ texts.T
+    same = 1e-6  # a text is not above itself, however it was rounded
+    return (1 + int((best[1:] > best[0] + same).sum())) / len(texts)
+
+
 def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float = 1.0):
     """The share of each map in the saliency map: w (K,), summing to 1, or None if all are capped.
 
@@ -1353,6 +1391,7 @@ FINEST = 40  # most cells on a side of the features; finer ones are pooled
 REGIONS = 16  # leaves of the tree of clusters
 SHRINKAGE = 0.8  # of the covariance, towards equal variances without correlation
 SHARPNESS = 8.0  # β of the affinity of a ViT's cells
+PRESENT = 0.05  # p_absent up to which a thing is said to be there
 PROMINENCE = 0.2  # how far a peak of the smoothed heat map must rise to be an instance of its own
 SMOOTHING = 28  # smaller details than S over this make no instance
 
@@ -1598,11 +1637,13 @@ class Localization:
 
     Attributes:
         prompt: the text.
-        present: whether any map beats the base score.
+        present: whether any map beats the base score; where the encoding was made ``refined``, whether
+            p_absent is at most `PRESENT` too.
         boxes: see `find_boxes`; empty when absent.
         saliency: S (h, w), or None when absent.
-        score: the highest score of a map, a cosine: present means score > base_score.
+        score: the highest score of a map, a cosine; present only if score > base_score.
         base_score: s_b, the empty image's.
+        p_absent: see `p_absent`; None where the encoding was not made ``refined``.
     """
 
     prompt: str
@@ -1611,6 +1652,7 @@ class Localization:
     saliency: torch.Tensor | None
     score: float
     base_score: float
+    p_absent: float | None = None
 
 
 def localize(
@@ -1636,6 +1678,9 @@ def localize(
     encoding = image if isinstance(image, Encoding) else encode(model, image, **options)
     found = saliency(encoding, text, encoding.temperature if temperature is None else temperature)
     s, base = scores(encoding, text)
+    p = p_absent(encoding, text, model.other_texts) if encoding.scales else None
+    if p is not None and p > PRESENT:
+        found = None
     return Localization(
         prompt=prompt,
         present=found is not None,
@@ -1643,6 +1688,7 @@ def localize(
         saliency=found,
         score=s.max().item(),
         base_score=base.item(),
+        p_absent=p,
     )
 
 
@@ -2600,6 +2646,7 @@ def measure(model: Model, photo: Annotated, with_peers: bool, image, encoding: E
         A record: ``image``, ``label``, ``width``, ``height``; ``objects``, the number of ground-truth
         boxes; ``top5``, the likeliest classes of the unmasked image; ``score`` and ``base_score`` of the
         label, ``absent_label``, ``absent_score`` and ``absent_base_score`` of a class that is not there;
+        ``p_absent`` and ``absent_p`` of both;
         ``constant``, the IoU of constant boxes of the sides `SHARES`; and for each method, a list over the
         thresholds of ``iou: METHOD``, the box IoU, ``largest: METHOD``, the same of the largest part's
         box alone, and ``boxes: METHOD``, their number.
@@ -2617,7 +2664,8 @@ def measure(model: Model, photo: Annotated, with_peers: bool, image, encoding: E
         "top5": [labels[n] for n in likeliest],
         "score": s.max().item(),
         "base_score": base.item(),
-        **_absent(encoding, photo, job),
+        "p_absent": p_absent(encoding, text, model.other_texts),
+        **_absent(encoding, photo, job, model),
         "constant": [box_iou([constant_box(share, image.size)], photo.boxes) for share in SHARES],
     }
     plain = replace(encoding, scales=())
@@ -2636,16 +2684,19 @@ def measure(model: Model, photo: Annotated, with_peers: bool, image, encoding: E
     return record
 
 
-def _absent(encoding, photo, job):
+def _absent(encoding, photo, job, model):
     """The scores of a class that the photo does not show, drawn by the photo's name and the seed."""
     shown = {label for label, _ in photo.objects}
     others = [label for label in job.labels if label not in shown]
+    keys = ("absent_score", "absent_base_score", "absent_p")
     if not others:
-        return {"absent_label": "", "absent_score": float("nan"), "absent_base_score": float("nan")}
+        return {"absent_label": ""} | dict.fromkeys(keys, float("nan"))
     rng = np.random.default_rng([job.protocol.seed, crc32(photo.name.encode())])
     label = others[rng.integers(len(others))]
-    s, base = scores(encoding, job.texts[job.labels.index(label)])
-    return {"absent_label": label, "absent_score": s.max().item(), "absent_base_score": base.item()}
+    text = job.texts[job.labels.index(label)]
+    s, base = scores(encoding, text)
+    found = s.max().item(), base.item(), p_absent(encoding, text, model.other_texts)
+    return {"absent_label": label} | dict(zip(keys, found))
 
 
 def baselines(model, image, encoding: Encoding, fit: str, text, with_peers: bool = False) -> dict:
@@ -3005,6 +3056,8 @@ def _presence(records):
     return {
         "label_said_absent": _share(there <= 0),
         "other_said_absent": _share(absent <= 0),
+        "label_p_above": _share(rows["p_absent"] > PRESENT),
+        "other_p_above": _share(rows["absent_p"] > PRESENT),
         "auroc": _estimate(auroc(there, absent), _resampled_auroc(there, absent)),
     }
 
@@ -3133,7 +3186,9 @@ def summary_table(summary: dict) -> str:
     rows.append(f"boxes: {boxes['predicted']:.2f} an image, objects {boxes['objects']:.2f}; as many: {same}")
     if presence := summary["presence"]:
         label, other = _percent(presence["label_said_absent"]), _percent(presence["other_said_absent"])
-        rows.append(f"said absent: the label {label}, a class not there {other}")
+        rows.append(f"said absent by the base score: the label {label}, a class not there {other}")
+        label, other = _percent(presence["label_p_above"]), _percent(presence["other_p_above"])
+        rows.append(f"said absent by p > {PRESENT}: the label {label}, a class not there {other}")
         rows.append(f"AUROC of presence: {_percent(presence['auroc'])}")
     return "\n".join(rows)
 
@@ -3185,7 +3240,11 @@ def draw(image, localizations: list[Localization], encoding: Encoding, title: st
         row[1].set_title(f"score {found.score:.3f}, empty image {found.base_score:.3f}", loc="left")
         show_boxes(row[2], found.boxes)
         count = f"{len(found.boxes)} box" + "es" * (len(found.boxes) != 1)
-        row[2].set_title(count if found.present else "absent: no map beats the empty image", loc="left")
+        if not found.present:
+            has_map = found.score > found.base_score
+            why = f"p = {found.p_absent:.2f}" if has_map else "no map beats the empty image"
+            count = f"absent: {why}"
+        row[2].set_title(count, loc="left")
     figure.suptitle(_plain(title), x=0.01, ha="left", fontsize="medium", color="0.35")
     return figure
 
@@ -3505,6 +3564,7 @@ def _as_json(options, image, model, found):
             "score": each.score,
             "base_score": each.base_score,
         }
+        | ({} if each.p_absent is None else {"p_absent": each.p_absent})
         for each in found
     ]
     facts = {"image": options.image, "size": list(image.size), "model": model.name}
@@ -3515,7 +3575,10 @@ def _as_text(found):
     lines = []
     for each in found:
         state = f"{len(each.boxes)} found" if each.present else "absent"
-        lines.append(f"{each.prompt}  {state}; score {each.score:.3f}, empty image {each.base_score:.3f}")
+        told = f"score {each.score:.3f}, empty image {each.base_score:.3f}"
+        if each.p_absent is not None:
+            told += f", p {each.p_absent:.2f}"
+        lines.append(f"{each.prompt}  {state}; {told}")
         lines += [f"  box  x {x0} to {x1}  y {y0} to {y1}" for x0, y0, x1, y1 in each.boxes]
     return "\n".join(lines)
 

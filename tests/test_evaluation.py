@@ -32,7 +32,7 @@ import vlscore
 QUICK = {"keep": 4, "thresholds": (0.3, 0.6)}
 FLAGS = ["--keep", "4", "--thresholds", "0.3,0.6"]
 OURS = "VL-Score, τ = {:g}".format
-TAU, ALPHA = vlscore.SCENES_MODELS["scenes-rn"]
+TAU, ALPHA, _ = vlscore.SCENES_MODELS["scenes-rn"]
 SWEEP = [n / 20 for n in range(1, 20)]
 
 
@@ -729,6 +729,8 @@ def made_up(n=40, seed=0):
         "absent_label": ["" if row % 9 == 4 else "z" for row in range(n)],
         "absent_score": common + random.integers(-3, 2, n) / 10,
         "absent_base_score": random.integers(-1, 3, n) / 10,
+        "p_absent": (1 + np.arange(n) % 8) / 81,
+        "absent_p": (1 + 7 * np.arange(n) % 81) / 81,
         "constant": list(random.choice(ious, (n, 91))),
     }
     for method in (OURS(0.1), OURS(1), "other"):
@@ -837,6 +839,8 @@ def test_presence_is_told_by_the_cap(summed):
     found = summed.summary["presence"]
     assert is_share(found["label_said_absent"], [each <= 0 for each in there])
     assert is_share(found["other_said_absent"], [each <= 0 for each in absent])
+    assert is_share(found["label_p_above"], [row["p_absent"] > 0.05 for row in rows])
+    assert is_share(found["other_p_above"], [row["absent_p"] > 0.05 for row in rows])
     pairs = [(a > b) + 0.5 * (a == b) for a in there for b in absent]
     assert found["auroc"]["value"] == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
     assert found["auroc"]["low"] <= found["auroc"]["value"] <= found["auroc"]["high"]

@@ -259,6 +259,61 @@ def test_an_absent_object_has_no_refined_saliency(rn, chelsea):
     assert vlscore.find_boxes(None, encoding) == []
 
 
+# ── Presence ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_p_is_counted_by_hand(rn, chelsea):
+    encoding = vlscore.encode(rn, chelsea, keep=8, precision="float32")
+    others = F.normalize(torch.randn(19, 64, generator=torch.manual_seed(6)), dim=1)
+    e, base = encoding.mask_embeddings.numpy(), encoding.base_embedding.numpy()
+
+    def above_base(text):
+        return max(float(text @ (each - base)) for each in e)
+
+    for text in others[:5]:
+        rest = [above_base(each) for each in others.numpy()]
+        above = sum(each > above_base(text.numpy()) + 1e-6 for each in rest)
+        assert vlscore.p_absent(encoding, text, others) == (1 + above) / 20
+
+
+def test_p_of_a_random_text_is_uniform(rn, chelsea):
+    """What p promises: of texts drawn like the others, a share p has at most p."""
+    encoding = vlscore.encode(rn, chelsea, keep=8, precision="float32")
+    texts = F.normalize(torch.randn(600, 64, generator=torch.manual_seed(7)), dim=1)
+    p = np.sort([vlscore.p_absent(encoding, each, texts[400:]) for each in texts[:400]])
+    assert np.abs(p - np.linspace(0, 1, 400)).max() < 1.63 * (1 / 400 + 1 / 200) ** 0.5  # Kolmogorov, 1 %
+
+
+def test_other_texts_are_everyday_things(lite0):
+    assert lite0.other_texts.shape == (80, 1000)
+    person = lite0.encode_text(["an image of a person."])[0]
+    torch.testing.assert_close(lite0.other_texts[0], person, atol=1e-5, rtol=0)
+
+
+def test_other_texts_of_scenes_are_their_classes(scenes_rn):
+    import scenes
+
+    names = [names[0] for _, names in scenes.classes()]
+    wanted = scenes_rn.encode_text([vlscore.TEMPLATE.format(each) for each in names])
+    found = scenes_rn.other_texts
+    assert found.shape == wanted.shape
+    assert ((found @ wanted.T).amax(1) > 1 - 1e-5).all()  # in whatever order
+
+
+def test_refined_says_that_a_thing_is_absent(lite0, chelsea):
+    """A cat's photo, where plain VL-Score finds a volcano: one map that beats the empty image is enough."""
+    encoding = refined(lite0, chelsea, keep=64)
+    prompts = ["an image of a cat.", "an image of a volcano."]
+    cat, volcano = (vlscore.localize(lite0, encoding, each) for each in prompts)
+    assert cat.present
+    assert cat.p_absent <= 0.05
+    assert (volcano.present, volcano.boxes, volcano.saliency) == (False, [], None)
+    assert volcano.p_absent > 0.05
+    plain = vlscore.localize(lite0, replace(encoding, scales=()), "an image of a volcano.")
+    assert plain.present == (plain.score > plain.base_score)
+    assert plain.p_absent is None
+
+
 @pytest.mark.parametrize("options", [{"layer": "1"}, {"maps": "query"}])
 def test_a_refined_vit_takes_no_other_maps(vit, chelsea, options):
     with pytest.raises(vlscore.VLScoreError, match="leave layer and maps out"):
