@@ -1455,31 +1455,42 @@ def cluster_maps(features: torch.Tensor) -> torch.Tensor:
 def refine(encoding: Encoding, w: torch.Tensor, text_embedding: torch.Tensor) -> torch.Tensor:
     """Give a saliency map the extent of the object: (S, S) in [0, 1].
 
-    Of a CNN, the maps of all scales are summed with the same weights.  Their geometric mean with the
-    similarity map says which cells are likely the object's, and `discriminate` what a finer layer sees
+    Of a CNN, `seed` says which cells are likely the object's, and `discriminate` what a finer layer sees
     there; the result is the geometric mean of both.  Of a ViT, each region's weight is spread over its
-    area, then over what resembles it, see `diffuse`; its similarity map does not tell where.
+    area, then over what resembles it, see `diffuse`.
 
     Args:
         w: (C,), see `weights`.
         text_embedding: (D,).
     """
     scales, features = encoding.scales, encoding.features
-    grid = features.shape[1:]
     if scales[0].cells is None:
-        regions = scales[0].maps / scales[0].maps.sum((1, 2), keepdim=True)
-        found = diffuse(_upsampled(_summed(w, regions), grid), features)
+        regions = scales[0].maps
+        found = diffuse(_summed(w, regions / regions.sum((1, 2), keepdim=True)), features)
     else:
-        text = unit(text_embedding.cpu())
-        summed = sum(_upsampled(_peak_1(_summed(w, each.maps)), grid) for each in scales)
-        named = sum(_upsampled(_peak_1(_summed(text, each.cells)), grid) for each in scales)
-        seed = _min_max((summed * named).sqrt())
-        found = (seed * discriminate(seed, features).clamp(0, 1)).sqrt()
+        likely = seed(scales, w, text_embedding, features.shape[1:])
+        found = (likely * discriminate(likely, features).clamp(0, 1)).sqrt()
     return _min_max(_upsampled(found, encoding.input_size))
 
 
+def seed(scales: tuple[Scale, ...], w: torch.Tensor, text_embedding: torch.Tensor, grid) -> torch.Tensor:
+    """Where masks and cells agree that the object is: (h, w) in [0, 1], for a CNN's scales.
+
+    The maps of all scales are summed with the same weights; so are their similarity maps, see
+    `Model.similarity_map`.  The seed is the geometric mean of the two.
+
+    Args:
+        w, text_embedding: see `refine`.
+        grid: (h, w).
+    """
+    text = unit(text_embedding.cpu())
+    summed = sum(_upsampled(_peak_1(_summed(w, each.maps)), grid) for each in scales)
+    named = sum(_upsampled(_peak_1(_summed(text, each.cells)), grid) for each in scales)
+    return _min_max((summed * named).sqrt())
+
+
 def diffuse(saliency: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Give each cell the mean of the saliency (h, w) over all cells, by how much they resemble it: (h, w).
+    """Give each cell the mean of the saliency (h', w') over all cells, by how they resemble it: (h, w).
 
     Cell j has the weight softmax_j(β cos(f_i, f_j)) in cell i, β = `SHARPNESS`.
 
@@ -1488,22 +1499,23 @@ def diffuse(saliency: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """
     f = features.flatten(1)
     affinity = (SHARPNESS * (f.T @ f)).softmax(1)  # (h·w, h·w)
-    return (affinity @ saliency.flatten()).unflatten(0, saliency.shape)
+    return (affinity @ _upsampled(saliency, features.shape[1:]).flatten()).unflatten(0, features.shape[1:])
 
 
-def discriminate(seed: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+def discriminate(likely: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """Tell object from background by their features, as far as a seed in [0, 1] tells them apart: (h, w).
 
-    Fisher's linear discriminant (1936) between the cells weighted with seed² and with (1 - seed)², with a
-    shrunk covariance (Friedman 1989): 0 in the mean of the background and 1 in that of the object.
+    Fisher's linear discriminant (1936) between the cells weighted with the seed's square and with that of
+    its complement, with a shrunk covariance (Friedman 1989): 0 in the mean of the background and 1 in that
+    of the object.
 
     Args:
-        seed: (h, w).
+        likely: (h, w), see `seed`.
         features: (F, h, w).
     """
     # In float64: the solution of the equations amplifies rounding.
-    f, seed = features.flatten(1).T.double(), seed.flatten().double()  # (h·w, F), (h·w,)
-    sides = [side / side.sum().clamp_min(1e-12) for side in (seed**2, (1 - seed) ** 2)]
+    f, likely = features.flatten(1).T.double(), likely.flatten().double()  # (h·w, F), (h·w,)
+    sides = [side / side.sum().clamp_min(1e-12) for side in (likely**2, (1 - likely) ** 2)]
     means = [side @ f for side in sides]
     within = sum((f - mean).T @ ((f - mean) * side[:, None]) for side, mean in zip(sides, means)) / 2
     spread = within.diagonal().mean().clamp_min(1e-12) * torch.eye(len(within), dtype=torch.float64)

@@ -1,0 +1,159 @@
+"""Measure the parts of the refinement one by one: data/ablation.json, the tables of chapter 03.
+
+    python data/ablate.py photos ROOT      # a CNN's parts, lite0-minilm on photos with boxes
+    python data/ablate.py scenes           # ideas for a ViT's maps, scenes-vit on 200 drawn scenes
+
+Each variant stands at the CAM threshold that is best for it on the same images, so all are a little
+flattered, alike.  The constant box stands at its best side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import scenes
+import torch
+from tqdm import tqdm
+
+import vlscore
+
+OUT = Path(__file__).parent / "ablation.json"
+THRESHOLDS = tuple(n / 40 for n in range(4, 38))
+SEED, COUNT = 21, 200  # of the scenes, which chose no parameter
+
+
+@lru_cache(1)
+def load(name: str) -> vlscore.Model:
+    """One model and one core for each process."""
+    torch.set_num_threads(1)
+    return vlscore.load_model(name, "cpu")
+
+
+def cnn_heats(model, photo, text) -> list[tuple]:
+    """The refinement of a CNN, a part more a row: (name, heat map, encoding to cut boxes with)."""
+    encoding = vlscore.encode(model, photo.path, keep=128, precision="float32", refined=True)
+    plain, tau = replace(encoding, scales=()), model.temperature
+    scales, features = encoding.scales, encoding.features
+    one, two = (
+        vlscore.seed(each, vlscore.weights(encoding, text, tau), text, features.shape[1:])
+        for each in (scales[:1], scales)
+    )
+    inside = vlscore.discriminate(two, features).clamp(0, 1)
+    return [
+        ("VL-Score", vlscore.saliency(plain, text, tau), plain),
+        ("similarity map", model.similarity_map(scales[0].maps, text).relu(), plain),
+        ("geometric mean of both: the seed", one, plain),
+        ("the seed, also read at 2.5 S", two, plain),
+        ("diffused over a finer layer", vlscore.diffuse(two, features), plain),
+        ("discriminated by a finer layer", inside, plain),
+        ("times the seed", (two * inside).sqrt(), plain),
+        ("split into instances", vlscore.saliency(encoding, text, tau), encoding),
+    ]
+
+
+VIT_SOURCES = {  # layer, maps, pca
+    "activation maps, last block": (None, "activation", None),
+    "attention, class token to patches": (None, "attention", None),
+    "keys, 8 components": (None, "key", 8),
+    "queries, 8 components": (None, "query", 8),
+    "values, 8 components": (None, "value", 8),
+}
+
+
+def vit_heats(model, photo, text) -> list[tuple]:
+    """Ideas for maps of a ViT: (name, heat map, encoding to cut boxes with)."""
+    tau, heats = model.temperature, []
+    for name, source in VIT_SOURCES.items():
+        encoding = vlscore.encode(model, photo.path, *source, precision="float32")
+        heats.append((name, vlscore.saliency(encoding, text, tau), encoding))
+        if name == "activation maps, last block":
+            similarity = model.similarity_map(encoding.maps, text).relu()
+            heats.append(("similarity map", similarity, encoding))
+    refined = vlscore.encode(model, photo.path, precision="float32", refined=True)
+    plain = replace(refined, scales=())
+    regions = plain.maps
+    spread = torch.einsum("k,khw->hw", vlscore.weights(plain, text, tau), regions / regions.sum((1, 2), True))
+    return [
+        *heats,
+        ("clusters of keys at 2 S", vlscore.saliency(plain, text, tau), plain),
+        ("the same, spread over their area", spread, plain),
+        ("diffused over the middle block", vlscore.diffuse(spread, refined.features), plain),
+        ("split into instances", vlscore.saliency(refined, text, tau), refined),
+    ]
+
+
+def measure(name: str, classes: dict, photo: vlscore.Annotated) -> dict:
+    """The box IoU (A,) of each variant on one image, and of each constant box."""
+    model = load(name)
+    heats = vit_heats if model.is_vit else cnn_heats
+    found = {"constant box": [vlscore.box_iou([box], photo.boxes) for box in constant_boxes(photo)]}
+    with torch.inference_mode():
+        text = vlscore.class_embedding(model, classes[photo.label])
+        for variant, heat, encoding in heats(model, photo, text):
+            boxes = vlscore.sweep_boxes(heat, encoding, THRESHOLDS)
+            found[variant] = [vlscore.box_iou(each, photo.boxes) for each in boxes]
+    return found
+
+
+def constant_boxes(photo):
+    size = vlscore.load_image(photo.path).size
+    return [vlscore.constant_box(share, size) for share in vlscore.SHARES]
+
+
+def table(records: list[dict]) -> list[dict]:
+    """A row a variant, in percent: GT-known, MaxBoxAccV2, and the gain in GT-known over the row before."""
+    rows, before = [], None
+    for variant in records[0]:
+        iou = np.array([record[variant] for record in records])  # (n, A)
+        best = int((iou > 0.5).mean(0).argmax())
+        hit = iou[:, best] > 0.5
+        row = {"variant": variant, "gt_known": vlscore._share(hit), "v2": vlscore.max_box_acc_v2(iou)}
+        if variant != "constant box":
+            row["threshold"] = THRESHOLDS[best]
+            row["gain"] = vlscore._difference(hit, before)
+        rows.append(row)
+        before = hit
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser("ablate.py", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("photos", "scenes"))
+    parser.add_argument("root", nargs="?", help="the folder of the photos")
+    parser.add_argument("--work", type=Path, default=Path("_work"), help="for the scenes (default: _work)")
+    options = parser.parse_args(argv)
+    try:
+        if options.what == "photos":
+            if options.root is None:
+                raise vlscore.VLScoreError("no ROOT: give the folder of photos with boxes")
+            name, root, data = "lite0-minilm", options.root, Path(options.root).resolve().name
+        else:
+            name, root, data = "scenes-vit", options.work / "scenes-ablate", f"scenes, seed {SEED}"
+            if not root.exists():
+                scenes.write_scenes(root, COUNT, SEED, (224, 224), None)
+        dataset = vlscore.read_dataset(root)
+        run = partial(measure, name, dataset.classes)
+        with ProcessPoolExecutor() as pool:
+            records = list(tqdm(pool.map(run, dataset.photos, chunksize=4), total=len(dataset.photos)))
+        found = json.loads(OUT.read_text()) if OUT.exists() else {}
+        found[options.what] = {"model": name, "data": data, "images": len(records), "rows": table(records)}
+        vlscore.write_whole(OUT, (json.dumps(found, indent=1) + "\n").encode())
+    except vlscore.VLScoreError as error:
+        print(f"ablate.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ablate.py: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
