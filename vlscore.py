@@ -1585,7 +1585,7 @@ def find_boxes(
     Returns:
         A box around each 4-connected part, the part of largest area first: (x0, y0, x1, y1), whole
         pixels of the original image, half-open.  Where the encoding was made ``refined``, a part of
-        several peaks gives a box for each, see `split_instances`.
+        several peaks gives a box for each, and one without none, see `split_instances`.
     """
     return sweep_boxes(saliency, encoding, [threshold], min_area)[0]
 
@@ -1628,11 +1628,17 @@ def _boxes_of_parts(above, fit, min_area, instances):
 
 
 def _cut(parts, count, peaks, basins):
-    """Cut the parts that hold several peaks along the borders of their basins: labels and their number."""
+    """Drop the parts without a peak, unless all are, and cut those of several along the basins' borders.
+
+    Returns:
+        Labels and their number.
+    """
     held = np.unique(np.stack([parts[peaks > 0], peaks[peaks > 0]], 1), axis=0)  # (part, peak) pairs
-    several = np.bincount(held[:, 0], minlength=count + 1) > 1
-    several[0] = False
-    cut = np.where(several[parts], parts + (count + 1) * basins, parts)
+    found = np.bincount(held[:, 0], minlength=count + 1)  # peaks of a part
+    found[0] = 0
+    if not found.any():
+        return parts, count
+    cut = np.where(found[parts] > 1, parts + (count + 1) * basins, np.where(found[parts] == 1, parts, 0))
     labels = np.union1d(cut, 0)
     return np.searchsorted(labels, cut), len(labels) - 1
 

@@ -349,13 +349,32 @@ def test_hills_are_instances_where_the_saddle_is_deep(rn, saddle, count):
         assert min(left[0], right[0]) == pytest.approx(whole[0], abs=3)
 
 
+def test_a_part_without_a_peak_of_its_own_is_no_instance(rn):
+    encoding = refined(rn, Image.new("RGB", (96, 96)))
+    heat = torch.zeros(40, 40)
+    heat[4:20, 4:20] = 1.0
+    heat[30:33, 30:33] = 0.7  # above the threshold, and smoothed away
+    assert len(vlscore.find_boxes(heat, replace(encoding, scales=()), 0.6)) == 2
+    (box,) = vlscore.find_boxes(heat, encoding, 0.6)
+    assert vlscore.box_iou([box], [(9.6, 9.6, 48, 48)]) > 0.8
+
+
+def test_parts_stay_where_none_has_a_peak():
+    parts = np.array([[1, 0], [0, 2]])
+    found, count = vlscore._cut(parts, 2, np.zeros((2, 2), int), np.ones((2, 2), int))
+    assert count == 2
+    assert np.array_equal(found, parts)
+
+
 def test_plain_boxes_are_not_split(rn):
     encoding = vlscore.encode(rn, Image.new("RGB", (96, 96)), precision="float32")
     assert len(vlscore.find_boxes(two_hills(0.7), encoding, 0.6)) == 1
 
 
 def test_a_whole_image_above_the_threshold_is_one_part():
-    parts, count = vlscore._cut(np.ones((4, 4), int), 1, np.zeros((4, 4), int), np.ones((4, 4), int))
+    peaks = np.zeros((4, 4), int)
+    peaks[1, 1] = 1
+    parts, count = vlscore._cut(np.ones((4, 4), int), 1, peaks, np.ones((4, 4), int))
     assert count == 1
     assert (parts == 1).all()
 
