@@ -108,18 +108,17 @@ def constant_boxes(photo):
 
 
 def table(records: list[dict]) -> list[dict]:
-    """A row a variant, in percent: GT-known, MaxBoxAccV2, and the gain in GT-known over the row before."""
-    rows, before = [], None
+    """A row a variant: GT-known, MaxBoxAccV2, and the paired gain in GT-known over plain VL-Score."""
+    rows, plain = [], None
     for variant in records[0]:
         iou = np.array([record[variant] for record in records])  # (n, A)
         best = int((iou > 0.5).mean(0).argmax())
         hit = iou[:, best] > 0.5
         row = {"variant": variant, "gt_known": vlscore._share(hit), "v2": vlscore.max_box_acc_v2(iou)}
         if variant != "constant box":
-            row["threshold"] = THRESHOLDS[best]
-            row["gain"] = vlscore._difference(hit, before)
+            plain = hit if plain is None else plain
+            row |= {"threshold": THRESHOLDS[best], "gain": vlscore._difference(hit, plain)}
         rows.append(row)
-        before = hit
     return rows
 
 

@@ -282,7 +282,8 @@ class Toy(vlscore.Model):
     def __init__(self):
         torch.manual_seed(3)
         layers = [torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten()]
-        super().__init__("toy", torch.nn.Sequential(*layers, torch.nn.Linear(384, 5)), 8, "cpu", 1.0, 0.5, 0.5)
+        visual = torch.nn.Sequential(*layers, torch.nn.Linear(384, 5))
+        super().__init__("toy", visual, 8, "cpu", 1.0, 0.5, 0.5)
 
     def join(self, features):
         return features
