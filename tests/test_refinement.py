@@ -354,8 +354,8 @@ def test_a_part_without_a_peak_of_its_own_is_no_instance(rn):
     heat = torch.zeros(40, 40)
     heat[4:20, 4:20] = 1.0
     heat[30:32, 30:32] = 0.7  # above the threshold, and smoothed away
-    assert len(vlscore.find_boxes(heat, replace(encoding, scales=()), 0.6)) == 2
-    (box,) = vlscore.find_boxes(heat, encoding, 0.6)
+    assert len(vlscore.find_boxes(heat, replace(encoding, scales=()), 0.4)) == 2
+    (box,) = vlscore.find_boxes(heat, encoding, 0.4)
     assert vlscore.box_iou([box], [(9.6, 9.6, 48, 48)]) > 0.8
 
 
