@@ -49,10 +49,10 @@ def cnn_heats(model, photo, text) -> list[tuple]:
     return [
         ("VL-Score", vlscore.saliency(plain, text, tau), plain),
         ("similarity map", model.similarity_map(scales[0].maps, text).relu(), plain),
-        ("geometric mean of both: the seed", one, plain),
-        ("the seed, also read at 2.5 S", two, plain),
-        ("diffused over a finer layer", vlscore.diffuse(two, features), plain),
-        ("discriminated by a finer layer", inside, plain),
+        ("seed: their geometric mean", one, plain),
+        ("seed, also read at 2.5 S", two, plain),
+        ("diffused over finer layer", vlscore.diffuse(two, features), plain),
+        ("discriminated by finer layer", inside, plain),
         ("times the seed", (two * inside).sqrt(), plain),
         ("split into instances", vlscore.saliency(encoding, text, tau), encoding),
     ]
@@ -60,7 +60,7 @@ def cnn_heats(model, photo, text) -> list[tuple]:
 
 VIT_SOURCES = {  # layer, maps, pca
     "activation maps, last block": (None, "activation", None),
-    "attention, class token to patches": (None, "attention", None),
+    "attention to patches": (None, "attention", None),
     "keys, 8 components": (None, "key", 8),
     "queries, 8 components": (None, "query", 8),
     "values, 8 components": (None, "value", 8),
@@ -83,8 +83,8 @@ def vit_heats(model, photo, text) -> list[tuple]:
     return [
         *heats,
         ("clusters of keys at 2 S", vlscore.saliency(plain, text, tau), plain),
-        ("the same, spread over their area", spread, plain),
-        ("diffused over the middle block", vlscore.diffuse(spread, refined.features), plain),
+        ("clusters, spread over area", spread, plain),
+        ("diffused over middle block", vlscore.diffuse(spread, refined.features), plain),
         ("split into instances", vlscore.saliency(refined, text, tau), refined),
     ]
 
