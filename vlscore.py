@@ -1327,9 +1327,10 @@ def scores(encoding: Encoding, text_embedding: torch.Tensor) -> tuple[torch.Tens
 def p_absent(encoding: Encoding, text_embedding: torch.Tensor, others: torch.Tensor) -> float:
     """How likely a text of something that is not there would fit the image as well as this one.
 
-    A text's score is that of its best map less the base score.  With m of the N other texts above this
-    one's, p = (1 + m) / (1 + N), as in a permutation test (Phipson and Smyth 2010): a text for what is not
-    there, as little as the others are, gets p ≤ 0.05 in one image of twenty, whatever the model.
+    A text fits as its best masked image and the whole image agree with it, max_k s_k plus the whole
+    image's cosine.  With m of the N other texts above this one, p = (1 + m) / (1 + N), as in a permutation
+    test (Phipson and Smyth 2010): a text for what is not there, as little as the others are, gets
+    p ≤ 0.05 in one image of twenty, whatever the model.
 
     Args:
         text_embedding: (D,).
@@ -1339,9 +1340,9 @@ def p_absent(encoding: Encoding, text_embedding: torch.Tensor, others: torch.Ten
         p in (0, 1].
     """
     texts = unit(torch.cat([text_embedding[None], others]).cpu())  # (1 + N, D)
-    best = (encoding.mask_embeddings @ texts.T).amax(0) - encoding.base_embedding @ texts.T
+    fits = (encoding.mask_embeddings @ texts.T).amax(0) + encoding.image_embedding @ texts.T
     same = 1e-6  # a text is not above itself, however it was rounded
-    return (1 + int((best[1:] > best[0] + same).sum())) / len(texts)
+    return (1 + int((fits[1:] > fits[0] + same).sum())) / len(texts)
 
 
 def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float = 1.0):
@@ -3071,12 +3072,14 @@ def _presence(records):
         return None
     there = (rows["score"] - rows["base_score"]).to_numpy()
     absent = (rows["absent_score"] - rows["absent_base_score"]).to_numpy()
+    fits = [-rows[p].to_numpy() for p in ("p_absent", "absent_p")]
     return {
         "label_said_absent": _share(there <= 0),
         "other_said_absent": _share(absent <= 0),
         "label_p_above": _share(rows["p_absent"] > PRESENT),
         "other_p_above": _share(rows["absent_p"] > PRESENT),
         "auroc": _estimate(auroc(there, absent), _resampled_auroc(there, absent)),
+        "auroc_of_p": _estimate(auroc(*fits), _resampled_auroc(*fits)),
     }
 
 
@@ -3204,10 +3207,11 @@ def summary_table(summary: dict) -> str:
     rows.append(f"boxes: {boxes['predicted']:.2f} an image, objects {boxes['objects']:.2f}; as many: {same}")
     if presence := summary["presence"]:
         label, other = _percent(presence["label_said_absent"]), _percent(presence["other_said_absent"])
-        rows.append(f"said absent by the base score: the label {label}, a class not there {other}")
+        rows.append(f"absent by the base score: label {label}, other {other}")
         label, other = _percent(presence["label_p_above"]), _percent(presence["other_p_above"])
-        rows.append(f"said absent by p > {PRESENT}: the label {label}, a class not there {other}")
-        rows.append(f"AUROC of presence: {_percent(presence['auroc'])}")
+        rows.append(f"absent by p > {PRESENT}: label {label}, other {other}")
+        margin, p = _percent(presence["auroc"]), _percent(presence["auroc_of_p"])
+        rows.append(f"AUROC of presence: margin {margin}, p {p}")
     return "\n".join(rows)
 
 

@@ -841,6 +841,10 @@ def test_presence_is_told_by_the_cap(summed):
     assert is_share(found["other_said_absent"], [each <= 0 for each in absent])
     assert is_share(found["label_p_above"], [row["p_absent"] > 0.05 for row in rows])
     assert is_share(found["other_p_above"], [row["absent_p"] > 0.05 for row in rows])
+    pairs = [
+        (a["p_absent"] < b["absent_p"]) + 0.5 * (a["p_absent"] == b["absent_p"]) for a in rows for b in rows
+    ]
+    assert found["auroc_of_p"]["value"] == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
     pairs = [(a > b) + 0.5 * (a == b) for a in there for b in absent]
     assert found["auroc"]["value"] == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
     assert found["auroc"]["low"] <= found["auroc"]["value"] <= found["auroc"]["high"]

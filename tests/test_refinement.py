@@ -265,14 +265,14 @@ def test_an_absent_object_has_no_refined_saliency(rn, chelsea):
 def test_p_is_counted_by_hand(rn, chelsea):
     encoding = vlscore.encode(rn, chelsea, keep=8, precision="float32")
     others = F.normalize(torch.randn(19, 64, generator=torch.manual_seed(6)), dim=1)
-    e, base = encoding.mask_embeddings.numpy(), encoding.base_embedding.numpy()
+    e, whole = encoding.mask_embeddings.numpy(), encoding.image_embedding.numpy()
 
-    def above_base(text):
-        return max(float(text @ (each - base)) for each in e)
+    def fit(text):
+        return max(float(text @ each) for each in e) + float(text @ whole)
 
     for text in others[:5]:
-        rest = [above_base(each) for each in others.numpy()]
-        above = sum(each > above_base(text.numpy()) + 1e-6 for each in rest)
+        rest = [fit(each) for each in others.numpy()]
+        above = sum(each > fit(text.numpy()) + 1e-6 for each in rest)
         assert vlscore.p_absent(encoding, text, others) == (1 + above) / 20
 
 
