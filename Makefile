@@ -13,8 +13,11 @@ ARGS ?= --keep 128
 # make sweep GRID="MODEL=scenes-rn,scenes-vit LIMIT=20,40" JOBS=2
 GRID ?= MODEL=scenes-rn,scenes-vit LIMIT=20 OTHER=null
 JOBS ?= 2
+# make app ADDRESS=0.0.0.0 PORT=8000
+ADDRESS ?= 127.0.0.1
+PORT ?= 8501
 
-.PHONY: demo test lint evaluate sweep bench notebooks book clean
+.PHONY: demo test lint evaluate sweep bench notebooks book app clean
 
 demo: $(READY)  ## find two things in a real photo: prints the boxes, writes demo.png
 	$(BIN)/vlscore localize .venv/lib/python3*/site-packages/skimage/data/astronaut.png \
@@ -43,6 +46,9 @@ notebooks: $(READY)  ## execute the chapters in place; a second run changes no b
 book: $(READY)  ## build the book into _build/html
 	$(BIN)/jupyter-book build . --toc book/_toc.yml -W -n --keep-going --all --quiet
 	@test -f _build/html/index.html && echo "book: _build/html/index.html"
+
+app: $(READY)  ## serve the page: a photo, words, boxes; for this machine, unless ADDRESS is given
+	$(BIN)/streamlit run app.py --server.address $(ADDRESS) --server.port $(PORT)
 
 clean:  ## remove what make made
 	rm -rf .venv _build demo.png .pytest_cache .ruff_cache .hypothesis .coverage vlscore.egg-info

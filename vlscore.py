@@ -3518,7 +3518,8 @@ def _run_localize(options):
     ]
     if options.out:
         _write_picture(options.out, draw(image, found, encoding, _title(options, encoding)))
-    print(_as_json(options, image, model, found) if options.json else _as_text(found))
+    facts = as_facts(options.image, image.size, model.name, found)
+    print(json.dumps(facts) if options.json else _as_text(found))
 
 
 def _check_numbers(options):
@@ -3577,7 +3578,14 @@ def _title(options, encoding):
     return f"{Path(options.image).name}: {encoding.model}, {encoding.layer}, {len(encoding.maps)} maps"
 
 
-def _as_json(options, image, model, found):
+def as_facts(name: str, size: tuple[int, int], model: str, found: list[Localization]) -> dict:
+    """What was found in an image, as `vlscore localize --json` prints it and the page gives it.
+
+    Args:
+        name: of the image.
+        size: (W, H) of the upright image in pixels, which the boxes are in.
+        model: its name.
+    """
     results = [
         {
             "text": each.prompt,
@@ -3589,8 +3597,7 @@ def _as_json(options, image, model, found):
         | ({} if each.p_absent is None else {"p_absent": each.p_absent})
         for each in found
     ]
-    facts = {"image": options.image, "size": list(image.size), "model": model.name}
-    return json.dumps(facts | {"results": results})
+    return {"image": name, "size": list(size), "model": model, "results": results}
 
 
 def _as_text(found):
