@@ -490,7 +490,7 @@ def score_chart(scores: pd.DataFrame) -> alt.LayerChart:
         alt.Color("of:N", sort=None, legend=alt.Legend(title=None, orient="top", columns=1)),
     )
     once = group.transform_filter(f"datum.of == '{lines[1]}'").transform_calculate(line="''")
-    words = once.mark_text(align="left", baseline="middle", fontSize=13).encode(
+    words = once.mark_text(align="left", baseline="middle", fontSize=13, color="gray", limit=280).encode(
         x=alt.value(0), yOffset=alt.YOffset("line:N"), text="words:N"
     )
     return bars + words
@@ -500,13 +500,13 @@ def show_downloads(photo: Photo, encoding: vlscore.Encoding, found: list[vlscore
     """The picture is drawn when it is asked for."""
     facts = json.dumps(vlscore.as_facts(photo.name, photo.size, encoding.model, found))
     files = {
-        "Picture": (lambda: picture_of(photo, encoding, found), "vlscore.png", "image/png"),
-        "JSON": (facts, "vlscore.json", "application/json"),
-        "Saliency": (saliency_file(found, encoding), "saliency.npy", "application/octet-stream"),
+        "Picture (PNG)": (lambda: picture_of(photo, encoding, found), "vlscore.png", "image/png"),
+        "Boxes (JSON)": (facts, "vlscore.json", "application/json"),
+        "Saliency (NumPy)": (saliency_file(found, encoding), "saliency.npy", "application/octet-stream"),
     }
     with st.container(horizontal=True):
         for name, (data, file, mime) in files.items():
-            st.download_button(f"{name} ({file.split('.')[1]})", data, file, mime, on_click="ignore")
+            st.download_button(name, data, file, mime, on_click="ignore")
 
 
 def main() -> None:

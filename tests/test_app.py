@@ -1,0 +1,322 @@
+"""The page without a browser: what is asked, what is kept, what is said."""
+
+import asyncio
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scenes
+import streamlit
+import torch
+from PIL import Image
+from starlette.requests import Request
+from streamlit.testing.v1 import AppTest
+
+import app
+import vlscore
+
+ROOT = Path(__file__).parent.parent
+
+
+def button(page, label):
+    return next(each for each in page.button if each.label == label)
+
+
+def said(elements):
+    return [each.value for each in elements]
+
+
+def find(page, example, prompts):
+    button(page, example).click().run()
+    page.text_area[0].set_value(prompts).run()
+    return button(page, "Find it!").click().run()
+
+
+def encoded(width, height, mode="RGB", form="PNG"):
+    content = BytesIO()
+    Image.new(mode, (width, height)).save(content, form)
+    return content.getvalue()
+
+
+@pytest.fixture
+def page(monkeypatch, tmp_path):
+    """The page in a session of its own, on a machine without CLIP's weights."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120).run()
+    assert not page.exception
+    return page
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """What the page's download buttons would give, by file name."""
+    files = {}
+    monkeypatch.setattr(
+        streamlit, "download_button", lambda label, data, file, *_, **__: files.update({file: data})
+    )
+    return files
+
+
+@pytest.fixture
+def encodings(monkeypatch):
+    """The models' names of all calls of `vlscore.encode`."""
+    calls, encode = [], vlscore.encode
+
+    def counting(model, *arguments, **options):
+        calls.append(model.name)
+        return encode(model, *arguments, **options)
+
+    monkeypatch.setattr(vlscore, "encode", counting)
+    return calls
+
+
+# ── Results ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_page_gives_what_the_command_line_gives(page, downloads, run, chelsea):
+    prompts = ["an image of a cat.", "an image of a dog."]
+    find(page, "cat", "\n".join(prompts))
+    code, out, _ = run("localize", chelsea, *prompts, "--model", "lite0-minilm", "--keep", "128", "--json")
+    assert code == 0
+    assert json.loads(downloads["vlscore.json"]) == json.loads(out) | {"image": "cat"}
+
+
+def test_example_is_found_where_a_person_saw_it(page, downloads):
+    find(page, "rocket", "an image of a rocket.")
+    truth = vlscore.hand_boxed_photos(ROOT / "data" / "photos")["rocket"].boxes
+    (result,) = json.loads(downloads["vlscore.json"])["results"]
+    assert vlscore.box_iou(result["boxes"], truth) > 0.5
+    assert len(page.success) == 1 and page.success[0].value.startswith("1 box")
+
+
+def test_example_brings_its_prompt_but_leaves_ones_own_words(page):
+    button(page, "cup").click().run()
+    assert page.text_area[0].value == "an image of a cup."
+    page.text_area[0].set_value("a saucer").run()
+    button(page, "jeep").click().run()
+    assert page.text_area[0].value == "a saucer"
+
+
+def test_drawn_scene_is_found_by_its_model(page, downloads):
+    page.selectbox[0].set_value("scenes-rn").run()
+    button(page, "drawn scene").click().run()
+    prompts = page.text_area[0].value.splitlines()
+    button(page, "Find it!").click().run()
+    image, objects = scenes.draw_scene(scenes.scene_rng(1, 2), (400, 300), 2)
+    model = vlscore.load_model("scenes-rn")
+    results = json.loads(downloads["vlscore.json"])["results"]
+    for result, prompt, (_, truth) in zip(results, prompts, objects, strict=True):
+        direct = vlscore.localize(model, image, prompt, keep=128)
+        assert result["boxes"] == [list(box) for box in direct.boxes]
+        assert vlscore.box_iou(result["boxes"], [truth]) > 0.5
+
+
+def test_not_found_is_said_with_the_number_that_decided(page, lite0, chelsea):
+    page.toggle(key="refined").set_value(True).run()
+    find(page, "cat", "an image of a cat.\nan image of a bus.")
+    direct = vlscore.localize(lite0, chelsea, "an image of a bus.", keep=128, refined=True)
+    assert not direct.present
+    assert len(page.success) == 1
+    assert said(page.warning)[0].startswith("Not found")
+    assert f"p = {direct.p_absent:.2f}" in said(page.warning)[0]
+
+
+def test_verdict_of_a_photo_that_loses_to_the_empty_image():
+    absent = vlscore.Localization("a cat", False, [], None, 0.1, 0.25)
+    assert app.verdict(absent).startswith("Not found")
+    assert "best map 0.100, empty image 0.250" in app.verdict(absent)
+
+
+def test_refined_vit_takes_no_choice_of_maps(page):
+    page.selectbox[0].set_value("scenes-vit").run()
+    assert not page.selectbox[1].disabled and not page.selectbox[2].disabled
+    page.selectbox[2].set_value("key, pca=4").run()
+    page.toggle(key="refined").set_value(True).run()
+    assert page.selectbox[1].disabled and page.selectbox[2].disabled
+    find(page, "drawn scene", "an image of a yellow cross.")
+    assert not page.error and not page.exception
+
+
+def test_maps_that_contribute_are_shown_when_asked_for(page, lite0, chelsea):
+    find(page, "cat", "an image of a cat.")
+    before = len(page.image)
+    page.toggle(key="with_maps").set_value(True).run()
+    shown = [caption for image in page.image for caption in image.captions if caption]
+    encoding = vlscore.encode(lite0, chelsea, keep=128)
+    text = lite0.encode_text(["an image of a cat."])[0]
+    best = vlscore.weights(encoding, text, lite0.temperature).argmax().item()
+    assert len(page.image) == before + 6
+    assert shown[0].startswith(f"map {best}:")
+
+
+def test_saliency_is_that_of_the_method_and_nan_where_nothing_was_found(lite0, chelsea):
+    encoding = vlscore.encode(lite0, chelsea, keep=8)
+    there = vlscore.localize(lite0, encoding, "an image of a cat.")
+    absent = vlscore.Localization("a bus", False, [], None, 0.0, 1.0)
+    maps = np.load(BytesIO(app.saliency_file([absent, there], encoding)), allow_pickle=False)
+    assert np.isnan(maps[0]).all()
+    assert np.array_equal(maps[1], there.saliency.numpy())
+
+
+def test_boxes_are_drawn_where_they_are_in_the_large_photo():
+    photo = app.open_photo("large", encoded(1600, 1200))
+    found = vlscore.Localization("a", True, [(400, 200, 1200, 1000)], None, 1.0, 0.0)
+    red = np.asarray(app.with_boxes(photo, found))[..., 0] > 0
+    assert photo.size == (1600, 1200) and photo.shown.size == (800, 600)
+    ys, xs = red.nonzero()
+    assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (200, 100, 600, 500)
+
+
+# ── What is kept ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_sliders_and_prompts_are_answered_without_encoding_again(page, downloads, encodings, lite0, chelsea):
+    find(page, "cat", "an image of a cat.")
+    assert encodings == ["lite0-minilm"]
+    page.slider[0].set_value(0.7).run()
+    page.text_area[0].set_value("an image of an ear.").run()
+    temperature = next(each for each in page.select_slider if each.label == "Temperature")
+    temperature.set_value(1.0).run()
+    assert encodings == ["lite0-minilm"]
+    encoding = vlscore.encode(lite0, chelsea, keep=128)
+    direct = vlscore.localize(lite0, encoding, "an image of an ear.", 1.0, 0.7)
+    (result,) = json.loads(downloads["vlscore.json"])["results"]
+    assert (result["text"], result["boxes"]) == (direct.prompt, [list(box) for box in direct.boxes])
+
+
+def test_another_photo_waits_for_the_button_and_the_first_is_remembered(page, encodings):
+    find(page, "cat", "an image of a cat.")
+    button(page, "goose").click().run()
+    assert len(encodings) == 1 and not page.success
+    button(page, "Find it!").click().run()
+    assert len(encodings) == 2
+    button(page, "cat").click().run()
+    assert len(encodings) == 2 and page.success
+
+
+def test_options_of_the_encoding_are_part_of_its_key():
+    photo = app.open_photo("a", encoded(8, 8))
+    options = app.Options("m", {"layer": "head", "maps": "activation"}, 128, False, 0.1, 0.3)
+    others = [
+        options._replace(model="n"),
+        options._replace(source={"layer": "block7", "maps": "activation"}),
+        options._replace(source={"layer": "head", "maps": "key", "pca": 4}),
+        options._replace(keep=None),
+        options._replace(refined=True),
+    ]
+    assert len({each.key(photo) for each in [options, *others]}) == 6
+    assert options.key(app.open_photo("a", encoded(8, 9))) != options.key(photo)
+    assert options._replace(temperature=1.0, threshold=0.9).key(photo) == options.key(photo)
+
+
+def test_cache_drops_the_least_recently_used_by_bytes():
+    def encoding(n):
+        cell, text = torch.zeros(n, 1, 1), torch.zeros(1)
+        scales = (vlscore.Scale(torch.zeros(n)),)
+        facts = ("m", "head", "activation", 224, vlscore.Fit((1, 1), (0, 0, 1, 1)))
+        return vlscore.Encoding(*facts, cell, torch.zeros(0), torch.zeros(0), text, text, 1, 1, scales)
+
+    assert app.size_in_bytes(encoding(100)) == 4 * (100 + 1 + 1 + 100)
+    recent = app.Recent(2000)
+    recent.put("a", encoding(100))
+    recent.put("b", encoding(100))
+    assert recent.get("a") is not None  # now b is the least recently used
+    recent.put("c", encoding(100))
+    assert list(recent.held) == ["a", "c"] and recent.size() <= 2000
+    recent.put("d", encoding(1000))
+    assert list(recent.held) == ["d"]
+
+
+def test_sessions_do_not_see_each_other(page, encodings):
+    find(page, "cat", "my secret words")
+    other = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120).run()
+    assert other.text_area[0].value == "" and not other.success
+    assert other.session_state.photo is None and not other.session_state.recent.held
+    find(other, "cat", "an image of a cat.")
+    assert len(encodings) == 2
+    assert "my secret words" not in str(other)
+
+
+def test_uploads_never_touch_the_disk():
+    content = b"x" * (15 * 2**20)
+    head = b'--b\r\nContent-Disposition: form-data; name="f"; filename="f.png"\r\n\r\n'
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+
+    async def receive():
+        return {"type": "http.request", "body": head + content + b"\r\n--b--\r\n", "more_body": False}
+
+    async def is_on_disk():
+        async with Request({"type": "http", "headers": headers}, receive).form() as form:
+            assert form["f"].size == len(content)
+            return form["f"].file._rolled
+
+    assert not asyncio.run(is_on_disk())
+
+
+# ── What is refused, and how it is said ──────────────────────────────────────────────────────────
+
+
+def upload(page, name, content):
+    page.file_uploader[0].set_value((name, content, "image/png")).run()
+    assert not page.exception
+    return said(page.error)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a photo", encoded(64, 64)[:60], encoded(8, 8, form="GIF")])
+def test_bad_file_is_told_with_what_to_do(page, content):
+    (message,) = upload(page, "../../etc/<b>passwd</b>.png", content)
+    assert "complete JPEG\\, PNG or WebP file" in message
+    assert button(page, "Find it!").disabled
+    assert upload(page, "good.png", encoded(64, 64)) == []
+    assert not button(page, "Find it!").disabled
+
+
+def test_more_than_fifty_megapixels_are_refused_before_they_are_decoded(page, monkeypatch):
+    monkeypatch.setattr(vlscore, "load_image", lambda _: pytest.fail("decoded"))
+    (message,) = upload(page, "large.png", encoded(10_000, 5_001, "1"))
+    assert "more than 50 megapixels" in message and "smaller copy" in message
+    with pytest.raises(vlscore.VLScoreError, match="50 megapixels"):
+        app.decode(encoded(20_000, 10_000, "1"))  # where Pillow itself gives up
+
+
+def test_fifty_megapixels_are_taken():
+    assert app.decode(encoded(10_000, 5_000, "1")).size == (10_000, 5_000)
+
+
+def test_more_than_twenty_megabytes_are_refused():
+    with pytest.raises(vlscore.VLScoreError, match="20 MB"):
+        app.decode(encoded(8, 8) + bytes(20 * 2**20))
+
+
+def test_prompts_are_shown_as_text(page):
+    prompt = "a **cat** <img src=x onerror=alert(1)> :smile: $x$ [l](http://e.org)"
+    find(page, "cat", prompt)
+    assert prompt in said(page.text)
+    shown = [*said(page.markdown), *said(page.success), *said(page.warning), *said(page.title)]
+    assert not any("cat" in each for each in shown)
+
+
+def test_a_prompt_that_is_too_long_is_told_as_text(page):
+    find(page, "cat", "**a** <b> " * 60)
+    assert "tokens" in said(page.error)[0] and "**a**" not in said(page.error)[0]
+    assert r"\*\*a\*\* \<b\>" in said(page.error)[0]
+
+
+def test_prompts_are_one_a_line():
+    assert app.prompts_of("a cat\n\n  a dog \na cat\n") == ["a cat", "a dog"]
+    with pytest.raises(vlscore.VLScoreError, match="no prompt"):
+        app.prompts_of(" \n ")
+    with pytest.raises(vlscore.VLScoreError, match="11 prompts"):
+        app.prompts_of("\n".join(map(str, range(11))))
+
+
+def test_model_that_is_not_here_says_what_it_needs(page, monkeypatch):
+    names = page.selectbox[0].options
+    assert names[:3] == ["lite0-minilm", "scenes-rn", "scenes-vit"]
+    assert names[3] == "RN50 (needs RN50.pt in ~/.cache/clip)"
+    monkeypatch.setattr(vlscore, "load_model", lambda name: pytest.fail("would download"))
+    page.selectbox[0].set_value("RN50").run()
+    assert "~/.cache/clip" in page.info[0].value.replace("\\", "")
+    assert button(page, "Find it!").disabled and not page.exception

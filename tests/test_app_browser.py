@@ -1,0 +1,245 @@
+"""The page in a real browser, as a person uses it: Debian's Chromium, without a network."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from io import BytesIO
+from pathlib import Path
+from urllib.request import urlopen
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+import vlscore
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no chromium here: apt-get install chromium"
+)
+BOXES, HEAT, SECOND = "photo with boxes", "heat map", 1000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A fresh server's process and address, started as `make app` does, with a home of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    environment = os.environ | {"HOME": str(log.parent), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(f"{address}/_stcore/health", process)
+        yield psutil.Process(process.pid), address
+    finally:
+        process.terminate()
+        process.wait(20)
+    assert "Traceback" not in log.read_text()
+
+
+def wait_for(address, process):
+    for _ in range(300):
+        assert process.poll() is None, "the server has ended"
+        try:
+            return urlopen(address, timeout=5).read()
+        except OSError:
+            time.sleep(0.2)
+    raise TimeoutError(address)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        # As root, Chromium needs --no-sandbox.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(server, browser):
+    """Open the page in a session of its own; no request may leave the machine."""
+    contexts, requests, address = [], [], server[1]
+
+    def open_page(width=1280):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(60 * SECOND)
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(address)
+        button(page, "Find it!").wait_for()
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    here = (address, address.replace("http", "ws"), "data:", "blob:")
+    assert requests and [each for each in requests if not each.startswith(here)] == []
+
+
+@pytest.fixture
+def page(open_page):
+    return open_page()
+
+
+def button(page, name):
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def pictures(page, name):
+    return page.get_by_alt_text(name, exact=True)
+
+
+def take(page, example):
+    button(page, example).click()
+    page.get_by_text(f"{example}, ").wait_for()
+
+
+def find(page, *prompts):
+    page.get_by_role("textbox").fill("\n".join(prompts))
+    button(page, "Find it!").click()
+    pictures(page, HEAT).nth(len(prompts) - 1).wait_for()
+    button(page, "Boxes (JSON)").wait_for()
+
+
+def upload(page, name, content, mime="image/jpeg"):
+    with page.expect_file_chooser() as chooser:
+        button(page, "Upload").click()
+    chooser.value.set_files({"name": name, "mimeType": mime, "buffer": content})
+
+
+def download(page, name):
+    with page.expect_download() as given:
+        button(page, name).click()
+    return Path(given.value.path()).read_bytes()
+
+
+def facts(page):
+    return json.loads(download(page, "Boxes (JSON)"))
+
+
+def boxes_of(model, path, prompt):
+    return [list(box) for box in vlscore.localize(model, path, prompt, keep=128).boxes]
+
+
+def test_example_three_prompts_and_downloads(page, lite0, chelsea):
+    take(page, "cat")
+    begun = time.monotonic()
+    prompts = ("an image of a cat.", "a **bold** <b id='x'>dog</b> :smile: $x$", "an image of an ear.")
+    find(page, *prompts)
+    assert time.monotonic() - begun < 6 * 3  # three times the promise, for a busy machine
+    assert pictures(page, BOXES).count() == 3
+    expect(page.get_by_text(prompts[1], exact=True).first).to_be_visible()
+    assert page.locator("#x").count() == 0
+    found = facts(page)
+    assert [each["text"] for each in found["results"]] == list(prompts)
+    for each in found["results"]:
+        assert each["boxes"] == boxes_of(lite0, chelsea, each["text"])
+    assert Image.open(BytesIO(download(page, "Picture (PNG)"))).format == "PNG"
+    maps = np.load(BytesIO(download(page, "Saliency (NumPy)")), allow_pickle=False)
+    direct = vlscore.localize(lite0, chelsea, prompts[0], keep=128).saliency.numpy()
+    assert maps.shape == (3, *direct.shape) and np.allclose(maps[0], direct, atol=1e-4)
+
+
+def test_a_slider_moved_by_a_key_changes_boxes_and_not_the_heat(page):
+    take(page, "rocket")
+    find(page, "an image of a rocket.")
+    before = facts(page)["results"][0]["boxes"]
+    heat, boxes = (pictures(page, name).get_attribute("src") for name in (HEAT, BOXES))
+    slider = page.get_by_role("slider", name="Threshold")
+    slider.focus()
+    begun = time.monotonic()
+    for _ in range(20):
+        slider.press("ArrowRight")
+    expect(pictures(page, BOXES)).not_to_have_attribute("src", boxes)
+    assert time.monotonic() - begun < 5
+    page.get_by_text("0.450", exact=True).wait_for()
+    page.wait_for_timeout(SECOND)
+    assert facts(page)["results"][0]["boxes"] != before
+    assert pictures(page, HEAT).get_attribute("src") == heat
+
+
+def test_own_photo_by_the_file_dialogue_then_a_bad_one(page, lite0, tmp_path):
+    path = vlscore.hand_boxed_photos(ROOT / "data" / "photos")["imagenet_15_99"].path
+    upload(page, "../<i>goose</i>.jpg", path.read_bytes())
+    page.get_by_text("../<i>goose</i>.jpg, 512 × 512").or_(
+        page.get_by_text("goose</i>.jpg, 512 × 512")
+    ).wait_for()
+    find(page, "an image of a goose.")
+    assert facts(page)["results"][0]["boxes"] == boxes_of(lite0, path, "an image of a goose.")
+    upload(page, "bad.jpg", path.read_bytes()[:200])
+    page.get_by_text("give a complete JPEG, PNG or WebP file").wait_for()
+    expect(button(page, "Find it!")).to_be_disabled()
+    assert "Traceback" not in page.content()
+    take(page, "goose")
+    find(page, "an image of a goose.")
+
+
+def test_fifty_megapixels_are_taken_and_more_refused(page):
+    content = BytesIO()
+    Image.radial_gradient("L").resize((10_000, 5_000)).convert("RGB").save(content, "JPEG", quality=85)
+    upload(page, "large.jpg", content.getvalue())
+    page.get_by_text("large.jpg, 10000 × 5000 pixels").wait_for()
+    find(page, "an image of a ball.")
+    assert facts(page)["size"] == [10_000, 5_000]
+    content = BytesIO()
+    Image.new("1", (10_000, 5_001)).save(content, "PNG")
+    upload(page, "larger.png", content.getvalue(), "image/png")
+    page.get_by_text("more than 50 megapixels: give a smaller copy").wait_for()
+
+
+def test_another_model_asks_anew(page):
+    take(page, "drawn scene")
+    prompts = page.get_by_role("textbox").input_value().splitlines()
+    page.get_by_role("combobox", name="Model").click()
+    page.get_by_role("option", name="scenes-rn").click()
+    page.get_by_role("slider", name="Threshold").and_(page.locator("[aria-valuenow='0.65']")).wait_for()
+    find(page, *prompts)
+    found = facts(page)
+    assert found["model"] == "scenes-rn" and all(each["present"] for each in found["results"])
+
+
+def test_four_sessions_at_once_get_their_own_answers(server, open_page, lite0):
+    photos = vlscore.hand_boxed_photos(ROOT / "data" / "photos")
+    asked = {"cat": "chelsea", "rocket": "rocket", "cup": "coffee", "jeep": "imagenet_06_609"}
+    pages = {name: open_page() for name in asked}
+    for name, page in pages.items():
+        take(page, name)
+    for page in pages.values():
+        button(page, "Find it!").click()
+    for name, page in pages.items():
+        pictures(page, HEAT).wait_for()
+        found = facts(page)
+        prompt = f"an image of a {name}."
+        assert found["image"] == name and len(found["results"]) == 1
+        assert found["results"][0]["text"] == prompt
+        assert found["results"][0]["boxes"] == boxes_of(lite0, photos[asked[name]].path, prompt)
+    assert server[0].memory_info().rss < 4 * 2**30
+
+
+def test_narrow_screen_needs_no_sideways_scrolling(open_page):
+    page = open_page(390)
+    take(page, "cat")
+    find(page, "an image of a cat.", "an image of " + "a very long line of words, " * 8)
+    page.get_by_text("Show the maps that contribute").click()
+    page.get_by_text("map ", exact=False).first.wait_for()
+    page.wait_for_timeout(SECOND)
+    wide = "e => e.getBoundingClientRect().width && e.scrollWidth > e.clientWidth + 1"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert not page.get_by_test_id("stMain").evaluate(wide)
+
+
+def test_binds_to_this_machine_only(server):
+    listening = [each.laddr.ip for each in server[0].net_connections("tcp") if each.status == "LISTEN"]
+    assert set(listening) == {"127.0.0.1"}
