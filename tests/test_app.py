@@ -83,9 +83,12 @@ def test_page_gives_what_the_command_line_gives(page, downloads, run, chelsea):
     assert json.loads(downloads["vlscore.json"]) == json.loads(out) | {"image": "cat"}
 
 
-def test_example_is_found_where_a_person_saw_it(page, downloads):
-    find(page, "rocket", "an image of a rocket.")
-    truth = vlscore.hand_boxed_photos(ROOT / "data" / "photos")["rocket"].boxes
+@pytest.mark.parametrize(
+    ("name", "photo"), [("cat", "chelsea"), ("drum", "imagenet_10_541"), ("cannon", "imagenet_13_471")]
+)
+def test_example_is_found_where_a_person_saw_it(page, downloads, name, photo):
+    find(page, name, f"an image of a {name}.")
+    truth = vlscore.hand_boxed_photos(ROOT / "data" / "photos")[photo].boxes
     (result,) = json.loads(downloads["vlscore.json"])["results"]
     assert vlscore.box_iou(result["boxes"], truth) > 0.5
     assert len(page.success) == 1 and page.success[0].value.startswith("1 box")
@@ -104,7 +107,7 @@ def test_drawn_scene_is_found_by_its_model(page, downloads):
     button(page, "drawn scene").click().run()
     prompts = page.text_area[0].value.splitlines()
     button(page, "Find it!").click().run()
-    image, objects = scenes.draw_scene(scenes.scene_rng(1, 2), (400, 300), 2)
+    image, objects = scenes.draw_scene(scenes.scene_rng(1, 12), (400, 300), 2)
     model = vlscore.load_model("scenes-rn")
     results = json.loads(downloads["vlscore.json"])["results"]
     for result, prompt, (_, truth) in zip(results, prompts, objects, strict=True):
