@@ -115,7 +115,11 @@ def find(page, *prompts):
 
 def upload(page, name, content, mime="image/jpeg"):
     with page.expect_file_chooser() as chooser:
-        page.get_by_test_id("stFileUploader").get_by_text("Upload", exact=True).click()
+        uploader = page.get_by_test_id("stFileUploader")
+        # The button's name once there is a file, which the next one replaces.
+        uploader.get_by_text("Upload", exact=True).or_(
+            uploader.get_by_role("button", name="Add files")
+        ).click()
     chooser.value.set_files({"name": name, "mimeType": mime, "buffer": content})
 
 
