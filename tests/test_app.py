@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import app
 import vlscore
 
 ROOT = Path(__file__).parent.parent
+# Streamlit's import sets it, and the kernels of the notebooks, tested later, would inherit it.
+os.environ.pop("MPLBACKEND", None)
 
 
 def button(page, label):
