@@ -199,8 +199,9 @@ class Options(NamedTuple):
 def encoding_of(photo: Photo, options: Options) -> vlscore.Encoding:
     """The session's encoding of a photo, made now where it has none."""
     recent, key = st.session_state.recent, options.key(photo)
+    bar = st.empty()  # keeps its place without an encoding, or all below would move up and flicker
     if (encoding := recent.get(key)) is None:
-        bar = st.progress(0.0, "Waiting for another photo to be read …")
+        bar.progress(0.0, "Waiting for another photo to be read …")
         with locks().encode:
             model, image = model_of(options.model), decode(photo.content)
             bar.progress(0.0, "Reading the photo …")
