@@ -26,6 +26,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from starlette.formparsers import MultiPartParser
+from streamlit import net_util
 
 import vlscore
 
@@ -48,6 +49,8 @@ EXAMPLES = (
 
 # Starlette would write uploads of more than 1 MB to a temporary file.
 MultiPartParser.spool_max_size = (MEGABYTES + 1) * 2**20
+# Streamlit would ask a server outside for this machine's address to judge a request of another origin.
+net_util.get_external_ip = lambda: None
 
 
 # ── Photos ───────────────────────────────────────────────────────────────────────────────────────
@@ -246,10 +249,8 @@ def with_boxes(photo: Photo, found: vlscore.Localization) -> Image.Image:
     return picture
 
 
-def with_heat(shown: Image.Image, saliency: torch.Tensor | None, input_size: int) -> Image.Image:
+def with_heat(shown: Image.Image, saliency: torch.Tensor, input_size: int) -> Image.Image:
     """A photo under its heat map, in the colours of `vlscore.draw`."""
-    if saliency is None:
-        return shown
     heat = vlscore.heat_map(saliency, input_size).numpy()
     colours = Image.fromarray(colormaps[vlscore.COLOUR_MAP](heat, bytes=True)).convert("RGB")
     return Image.blend(shown, colours.resize(shown.size), 0.65)
@@ -438,17 +439,20 @@ def show_result(photo: Photo, options: Options, prompts: list[str]) -> None:
     with_maps = st.toggle("Show the maps that contribute", key="with_maps")
     for each, text in zip(found, texts):
         show_row(photo, encoding, each)
-        if with_maps:
+        if with_maps and each.present:
             show_maps(photo, encoding, text, options.temperature)
     show_scores(found, encoding, texts)
     show_downloads(photo, encoding, found)
 
 
 def show_row(photo: Photo, encoding: vlscore.Encoding, found: vlscore.Localization) -> None:
-    """A prompt, what became of it, the photo with boxes and the heat map."""
+    """A prompt, what became of it, and where it was found the photo with boxes and the heat map."""
     with st.container(border=True):
         st.text(found.prompt)
-        (st.success if found.present else st.warning)(verdict(found))
+        if not found.present:
+            st.warning(verdict(found))
+            return
+        st.success(verdict(found))
         left, right = st.columns(2)
         left.image(jpeg(with_boxes(photo, found)), width="stretch", alt="photo with boxes")
         heat = with_heat(photo.shown, found.saliency, encoding.input_size)
@@ -456,11 +460,8 @@ def show_row(photo: Photo, encoding: vlscore.Encoding, found: vlscore.Localizati
 
 
 def show_maps(photo: Photo, encoding: vlscore.Encoding, text: torch.Tensor, temperature: float) -> None:
-    """The maps of the largest weights."""
+    """The maps of the largest weights, of something that was found."""
     weights = vlscore.weights(encoding, text, temperature)
-    if weights is None:
-        st.text("No map contributes.")
-        return
     small = photo.shown.copy()
     small.thumbnail((240, 240))
     best = weights.topk(min(6, int((weights > 0).sum())))

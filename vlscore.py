@@ -408,9 +408,10 @@ def compile_openvino(visual, size: int, precision: str):
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
+    example, once = torch.zeros(2, 3, size, size), {"check_trace": False}  # a check takes two traces more
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's remarks on Python branches and deprecation
-        traced = TorchScriptPythonDecoder(visual, example_input=torch.zeros(2, 3, size, size))
+        traced = TorchScriptPythonDecoder(visual, example_input=example, trace_kwargs=once)
     frontend = FrontEndManager().load_by_framework("pytorch")
     graph = frontend.convert(frontend.load(traced))
     graph.reshape([-1, 3, size, size])

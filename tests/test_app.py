@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from starlette.requests import Request
 from streamlit.testing.v1 import AppTest
+from streamlit.web.server import server_util
 
 import app
 import vlscore
@@ -124,6 +125,8 @@ def test_not_found_is_said_with_the_number_that_decided(page, lite0, chelsea):
     find(page, "cat", "an image of a cat.\nan image of a bus.")
     direct = vlscore.localize(lite0, chelsea, "an image of a bus.", keep=128, refined=True)
     assert not direct.present
+    alternatives = [each.proto.imgs[0].alt for each in page.image]
+    assert alternatives[-2:] == ["photo with boxes", "heat map"] and alternatives.count("heat map") == 1
     assert len(page.success) == 1
     assert said(page.warning)[0].startswith("Not found")
     assert f"p = {direct.p_absent:.2f}" in said(page.warning)[0]
@@ -259,6 +262,12 @@ def test_uploads_never_touch_the_disk():
             return form["f"].file._rolled
 
     assert not asyncio.run(is_on_disk())
+
+
+def test_another_origin_is_refused_without_asking_outside(monkeypatch):
+    monkeypatch.setattr("requests.get", lambda *_, **__: pytest.fail("asks outside"))
+    assert server_util.is_url_from_allowed_origins("http://127.0.0.1:8501")
+    assert not server_util.is_url_from_allowed_origins("http://example.org")
 
 
 # ── What is refused, and how it is said ──────────────────────────────────────────────────────────
