@@ -6,11 +6,10 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from io import BytesIO
 from pathlib import Path
-from urllib.request import urlopen
 
+import bench_page
 import numpy as np
 import psutil
 import pytest
@@ -41,22 +40,12 @@ def server(tmp_path_factory):
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
     address = f"http://127.0.0.1:{port}"
     try:
-        wait_for(f"{address}/_stcore/health", process)
+        bench_page.wait_for(f"{address}/_stcore/health", process)
         yield psutil.Process(process.pid), address
     finally:
         process.terminate()
         process.wait(20)
     assert "Traceback" not in log.read_text()
-
-
-def wait_for(address, process):
-    for _ in range(300):
-        assert process.poll() is None, "the server has ended"
-        try:
-            return urlopen(address, timeout=5).read()
-        except OSError:
-            time.sleep(0.2)
-    raise TimeoutError(address)
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +223,15 @@ def test_four_sessions_at_once_get_their_own_answers(server, open_page, lite0):
         assert found["results"][0]["text"] == prompt
         assert found["results"][0]["boxes"] == boxes_of(lite0, photos[asked[name]].path, prompt)
     assert server[0].memory_info().rss < 4 * 2**30
+
+
+def test_speed_is_measured_from_a_choice_and_from_keys(server, browser):
+    seconds = bench_page.measure(browser, server[1], moves=4)
+    assert list(seconds) == ["gallery", "first result", "Threshold", "Temperature"]
+    assert seconds["first result"] > 0 and len(seconds["Temperature"]) <= 4
+    assert all(each > 0 for each in seconds["Threshold"] + seconds["Temperature"])
+    text = bench_page.report(seconds | {"Threshold": [0.125, 0.25, 0.5], "Temperature": []})
+    assert "Threshold: median 0.25 s, longest 0.50 s of 3 moves\nTemperature: - of 0 moves" in text
 
 
 def test_narrow_screen_needs_no_sideways_scrolling(open_page):
