@@ -3165,11 +3165,11 @@ def _paired(parameters, records):
 PUBLISHED = [
     ("VL-Score, RN50, α = 0.60", 66.93, 39.30, 57.20, "report, Table 2"),
     ("VL-Score, RN101, α = 0.60", 65.40, 39.50, 56.31, "report, Table 2"),
-    ("VL-Score, ViT-B/16, α = 0.55, first 10k", 20.80, 14.63, 19.57, "report, Table 2"),
+    ("VL-Score, ViT-B/16, α = 0.55", 20.80, 14.63, 19.57, "report, first 10k"),
     ("CAM, ResNet50, weakly supervised", 51.86, 38.99, 49.47, "report, Table 1"),
     ("PSOL, ResNet50, weakly supervised", 65.44, 53.98, 63.08, "report, Table 1"),
     ("BGC, ResNet50, weakly supervised", 69.89, 53.76, 65.75, "report, Table 1"),
-    ("constant box, 75 % of each side", 53.29, None, None, "50,000 images"),
+    ("constant box, 75 % of each side", 53.29, None, None, "the 50,000 boxes"),
 ]
 
 
@@ -3194,13 +3194,14 @@ def summary_table(summary: dict) -> str:
     constant = summary["constant_box"]
     rows.append(line("constant box, side", f"{constant['side']:g}*", constant["gt_known"]))
     rows.append(line("whole image", "", summary["whole_image"]["gt_known"]))
-    rows.append("IoU: mean box IoU; Acc, AccV2: MaxBoxAcc and V2, each at its best threshold")
-    rows.append("*: best on these images; a number after a name: of so many images, the first")
+    rows.append("IoU: mean box IoU; Acc, AccV2: MaxBoxAcc and V2 at their best threshold")
+    rows.append("*: best on these images; a number after a name: of the first so many")
+    rows.append("GT-known above others, each at its best on these images:")
     for name in ("constant box", *(each for each in summary["gt_known_above"] if "VL-Score" in each)):
         above = summary["gt_known_above"][name]
         value, low, high = (100 * above[key] for key in ("value", "low", "high"))
         change = f"{value:+.1f} ({low:+.1f} to {high:+.1f}), p = {above['p']:.3f}"
-        rows.append(f"GT-known above {name} at its best: {change}")
+        rows.append(f"  {name:{width}} {change}")
     right = summary["classification"]
     rows.append(f"classification: top-1 {_percent(right['top1'])}, top-5 {_percent(right['top5'])}")
     boxes = summary["boxes"]
@@ -3218,10 +3219,10 @@ def summary_table(summary: dict) -> str:
 
 def published_table() -> str:
     """The published figures as text, each with its source."""
-    rows = [f"{'published on ImageNet, not measured here':41} GT-known  Top-1  Top-5  source"]
+    rows = [f"{'on ImageNet, not measured here':33} GT-known Top-1 Top-5  source"]
     for name, known, first, five, source in PUBLISHED:
-        figures = " ".join(f"{'' if each is None else f'{each:.2f}':>6}" for each in (first, five))
-        rows.append(f"{name:41} {known:8.2f} {figures}  {source}")
+        figures = " ".join(f"{'' if each is None else f'{each:.2f}':>5}" for each in (first, five))
+        rows.append(f"{name:33} {known:8.2f} {figures}  {source}")
     return "\n".join(rows)
 
 

@@ -56,3 +56,49 @@ def test_readme_says_what_each_direct_requirement_is_for():
 @pytest.mark.parametrize("target", ["demo", "test", "lint", "notebooks", "book", "app", "clean"])
 def test_make_has_the_target(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def workflow(name):
+    """The triggers (YAML reads `on` as true) and the jobs of a GitHub workflow."""
+    read = yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text())
+    return read[True], read["jobs"]
+
+
+def commands(job):
+    return [step["run"] for step in job["steps"] if "run" in step]
+
+
+def test_a_workflow_runs_the_tests():
+    triggers, jobs = workflow("tests")
+    assert set(triggers) == {"push", "pull_request"}
+    assert commands(jobs["tests"]) == [".ci/run"]
+
+
+def test_a_workflow_publishes_the_book():
+    _, jobs = workflow("pages")
+    address, build = commands(jobs["build"])
+    assert build == "make book"
+    assert address.split("#")[1] in yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    assert jobs["build"]["steps"][-1]["with"]["path"] == "_build/html"
+    assert jobs["deploy"]["needs"] == "build"
+
+
+def test_actions_are_pinned_by_a_major_version():
+    steps = [step for name in ("tests", "pages") for job in workflow(name)[1].values() for step in job["steps"]]
+    uses = [step["uses"] for step in steps if "uses" in step]
+    assert [each for each in uses if not re.fullmatch(r"actions/[a-z-]+@v\d+", each)] == []
+
+
+def test_binder_installs_the_lock_and_the_module():
+    folder = ROOT / ".binder"
+    assert (folder / "requirements.txt").read_text().strip() == "-r ../requirements.txt"
+    assert (folder / "runtime.txt").read_text().strip() == "python-3.11"
+    assert (folder / "postBuild").stat().st_mode & 0o100
+    assert "pip install" in (folder / "postBuild").read_text()
+
+
+def test_every_page_of_the_book_is_in_its_contents():
+    contents = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    listed = {contents["root"], *(chapter["file"] for chapter in contents["chapters"])}
+    pages = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    assert {str(page.relative_to(ROOT).with_suffix("")) for page in pages} == listed

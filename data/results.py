@@ -1,0 +1,211 @@
+"""Measure plain and refined VL-Score on scenes and photos: data/results.json, read by the results page.
+
+    python data/results.py scenes          # the scenes models on drawn scenes, half an hour on two cores
+    python data/results.py photos ROOT     # lite0-minilm on photos with boxes
+
+Refined stands at the model's α, plain at the α that is best for it on the same images, and so does
+the constant box at its best side: both are a little flattered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import scenes
+import torch
+from tqdm import tqdm
+
+import vlscore
+
+OUT = Path(__file__).parent / "results.json"
+THRESHOLDS = tuple(n / 40 for n in range(4, 38))
+SMALL = 0.1  # of the image: a photo whose largest box is smaller shows a small object
+COUNT, SEED = 500, 13  # of the scenes, which chose no parameter
+SAME_COUNT, SAME_SEEDS = 150, {2: 15, 3: 16}  # of the scenes of two and of three things of one class
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model, and where its plain maps are read; τ is the model's if None."""
+
+    model: str
+    layer: str | None = None
+    maps: str = "activation"
+    pca: int | None = None
+    keep: int | None = None
+    temperature: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}, {self.layer}" if self.layer else self.model
+
+
+SCENES = (
+    Setting("scenes-rn", "layer3", temperature=0.1),
+    Setting("scenes-rn", "layer4"),
+    Setting("scenes-vit", maps="query", pca=8, temperature=0.3),
+)
+PHOTOS = Setting("lite0-minilm", keep=128)
+
+
+@lru_cache(1)
+def load(name: str) -> vlscore.Model:
+    """One model and one core for each process."""
+    torch.set_num_threads(1)
+    return vlscore.load_model(name, "cpu")
+
+
+def heats(setting: Setting, model, photo, text) -> dict[str, tuple]:
+    """The heat map of each method, and the encoding to cut boxes with."""
+    of_plain = {"layer": setting.layer, "maps": setting.maps, "pca": setting.pca}
+    common = {"keep": setting.keep, "precision": "float32"}
+    tau = model.temperature if setting.temperature is None else setting.temperature
+    if model.is_vit:  # whose refined maps are others, at the model's own τ
+        refined = vlscore.encode(model, photo.path, refined=True, **common)
+        plain = vlscore.encode(model, photo.path, **of_plain, **common)
+        at = {"plain": tau, "refined": model.temperature}
+    else:
+        refined = vlscore.encode(model, photo.path, refined=True, **of_plain, **common)
+        plain = replace(refined, scales=())
+        at = {"plain": tau, "refined": tau}
+    pairs = {"plain": plain, "refined": refined}
+    return {name: (vlscore.saliency(each, text, at[name]), each) for name, each in pairs.items()}
+
+
+def measure(setting: Setting, classes: dict, photo: vlscore.Annotated) -> dict:
+    """One image: box IoU, objects found and size of the best box, of each method over the thresholds."""
+    model = load(setting.model)
+    size = vlscore.load_image(photo.path).size
+    record = {
+        "constant": [
+            vlscore.box_iou([vlscore.constant_box(share, size)], photo.boxes) for share in vlscore.SHARES
+        ],
+        "objects": len(photo.boxes),
+        "share": max(map(area, photo.boxes)) / (size[0] * size[1]),
+    }
+    with torch.inference_mode():
+        text = vlscore.class_embedding(model, classes[photo.label])
+        for name, (heat, encoding) in heats(setting, model, photo, text).items():
+            boxes = vlscore.sweep_boxes(heat, encoding, THRESHOLDS)
+            record[name] = {
+                "iou": [vlscore.box_iou(each, photo.boxes) for each in boxes],
+                "found": [found(each, photo.boxes) for each in boxes],
+                "ratio": [ratio(each, photo.boxes) for each in boxes],
+            }
+    return record
+
+
+def area(box) -> float:
+    x0, y0, x1, y1 = box
+    return (x1 - x0) * (y1 - y0)
+
+
+def found(boxes, truth) -> int:
+    """How many of the objects have a box of IoU > 0.5; no box fits two objects that well."""
+    return sum(vlscore.box_iou(boxes, [each]) > 0.5 for each in truth)
+
+
+def ratio(boxes, truth) -> float:
+    """The area of the box nearest to the truth over that of the object it is nearest to; 0 without a box."""
+    pairs = [(vlscore.box_iou([box], [each]), area(box) / area(each)) for box in boxes for each in truth]
+    return max(pairs, default=(0, 0))[1]
+
+
+def summary(setting: Setting, data: str, records: list[dict]) -> dict:
+    """Shares with their intervals, from the records of one setting on one data set."""
+    model = load(setting.model)
+    constant = np.array([record["constant"] for record in records]) > 0.5
+    side = int(constant.mean(0).argmax())
+    ious = {name: np.array([record[name]["iou"] for record in records]) for name in ("plain", "refined")}
+    at = {"plain": best(ious["plain"]), "refined": THRESHOLDS.index(model.refined_threshold)}
+    hits = {name: iou[:, at[name]] > 0.5 for name, iou in ious.items()}
+    row = {"model": setting.model, "name": setting.name, "data": data, "images": len(records)}
+    row["constant"] = {"side": vlscore.SHARES[side], "gt_known": vlscore._share(constant[:, side])}
+    for name, iou in ious.items():
+        row[name] = {
+            "threshold": THRESHOLDS[at[name]],
+            "gt_known": vlscore._share(hits[name]),
+            "v2": vlscore._rounded(vlscore.max_box_acc_v2(iou)),
+            "above_constant": vlscore._difference(hits[name], constant[:, side]),
+            "objects_found": vlscore._share(spread(records, name, at[name])),
+        }
+    row["refined"]["above_plain"] = vlscore._difference(hits["refined"], hits["plain"])
+    small = np.array([record["share"] < SMALL for record in records])
+    row["small"] = {"images": int(small.sum())}
+    for name in ("plain", "refined"):
+        sizes = [record[name]["ratio"][at[name]] for record, each in zip(records, small) if each]
+        middle = vlscore._rounded(np.median(sizes)) if sizes else None
+        row["small"][name] = {"hits": int(hits[name][small].sum()), "median_ratio": middle}
+    return row
+
+
+def best(iou) -> int:
+    return int((iou > 0.5).mean(0).argmax())
+
+
+def spread(records, name: str, at: int):
+    """Whether each object of each image was found: (objects,) of bool."""
+    counts = [(record[name]["found"][at], record["objects"]) for record in records]
+    return np.concatenate([np.arange(n) < hit for hit, n in counts])
+
+
+def run(pool, setting: Setting, root, data: str) -> dict:
+    dataset = vlscore.read_dataset(root)
+    of_one = partial(measure, setting, dataset.classes)
+    records = list(tqdm(pool.map(of_one, dataset.photos, chunksize=4), setting.name, len(dataset.photos)))
+    return summary(setting, data, records)
+
+
+def store(row: dict) -> None:
+    """Put a row into the file, in place of an older one of the same name and data."""
+    rows = json.loads(OUT.read_text()) if OUT.exists() else {}
+    others = [each for each in rows.get(row["data"], []) if each["name"] != row["name"]]
+    rows[row["data"]] = [*others, row]
+    vlscore.write_whole(OUT, (json.dumps(rows, indent=1) + "\n").encode())
+
+
+def drawn(folder: Path, count: int, seed: int, objects=None, same: bool = False) -> Path:
+    if not folder.exists():
+        scenes.write_scenes(folder, count, seed, (224, 224), objects, same)
+    return folder
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser("results.py", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("scenes", "photos"))
+    parser.add_argument("root", nargs="?", help="the folder of the photos")
+    parser.add_argument("--work", type=Path, default=Path("_work"), help="for the scenes (default: _work)")
+    options = parser.parse_args(argv)
+    try:
+        with ProcessPoolExecutor() as pool:
+            if options.what == "photos":
+                if options.root is None:
+                    raise vlscore.VLScoreError("no ROOT: give the folder of photos with boxes")
+                store(run(pool, PHOTOS, options.root, Path(options.root).resolve().name))
+            else:
+                data = {"scenes": drawn(options.work / "results", COUNT, SEED)}
+                for n, seed in SAME_SEEDS.items():
+                    folder = options.work / f"results-same-{n}"
+                    data[f"{n} of one class"] = drawn(folder, SAME_COUNT, seed, n, True)
+                for name, root in data.items():
+                    for setting in SCENES:
+                        store(run(pool, setting, root, name))
+    except vlscore.VLScoreError as error:
+        print(f"results.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("results.py: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
