@@ -84,7 +84,9 @@ def test_a_workflow_publishes_the_book():
 
 
 def test_actions_are_pinned_by_a_major_version():
-    steps = [step for name in ("tests", "pages") for job in workflow(name)[1].values() for step in job["steps"]]
+    steps = [
+        step for name in ("tests", "pages") for job in workflow(name)[1].values() for step in job["steps"]
+    ]
     uses = [step["uses"] for step in steps if "uses" in step]
     assert [each for each in uses if not re.fullmatch(r"actions/[a-z-]+@v\d+", each)] == []
 

@@ -1,0 +1,88 @@
+"""What the results page reads: figures by hand, and the stored file against the page."""
+
+import json
+import re
+
+import pytest
+import results
+import torch
+
+import vlscore
+
+THING, OTHER = (0, 0, 10, 10), (50, 50, 60, 60)
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """A process of `results` takes one core; the tests give it back."""
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+
+
+def test_each_object_needs_a_box_of_its_own():
+    assert results.found([(0, 0, 10, 9)], [THING, OTHER]) == 1
+    assert results.found([(0, 0, 60, 60)], [THING, OTHER]) == 0
+    assert results.found([OTHER, THING], [THING, OTHER]) == 2
+
+
+def test_the_ratio_is_of_the_nearest_box():
+    assert results.ratio([(0, 0, 20, 10), (200, 200, 201, 201)], [THING]) == 2
+    assert results.ratio([], [THING]) == 0
+
+
+def record(iou, share, found=1, objects=2):
+    one = {"iou": [iou] * len(results.THRESHOLDS), "found": [found] * len(results.THRESHOLDS)}
+    one["ratio"] = [5.0] * len(results.THRESHOLDS)
+    constant = [0.0] * len(vlscore.SHARES)
+    return {"constant": constant, "objects": objects, "share": share, "plain": one, "refined": one}
+
+
+def test_a_row_counts_hits_objects_and_small_things():
+    records = [record(0.9, 0.5), record(0.9, 0.05), record(0.2, 0.05, found=0), record(0.2, 0.5, found=0)]
+    row = results.summary(results.Setting("scenes-rn"), "made up", records)
+    assert row["images"] == 4
+    assert row["refined"]["gt_known"]["value"] == 0.5
+    assert row["refined"]["objects_found"]["value"] == 0.25
+    assert row["constant"]["gt_known"]["value"] == 0
+    assert row["small"] == {"images": 2} | {
+        name: {"hits": 1, "median_ratio": 5.0} for name in ("plain", "refined")
+    }
+
+
+@pytest.mark.parametrize("setting", results.SCENES[1:], ids=lambda setting: setting.name)
+def test_refined_is_measured_as_the_module_finds_it(drawn, setting):
+    dataset = vlscore.read_dataset(drawn)
+    photo = dataset.photos[0]
+    measured = results.measure(setting, dataset.classes, photo)
+    model = vlscore.load_model(setting.model, "cpu")
+    encoding = vlscore.encode(model, photo.path, precision="float32", refined=True)
+    text = vlscore.class_embedding(model, dataset.classes[photo.label])
+    boxes = vlscore.find_boxes(vlscore.saliency(encoding, text, model.temperature), encoding)
+    at = results.THRESHOLDS.index(model.refined_threshold)
+    assert measured["refined"]["iou"][at] == pytest.approx(vlscore.box_iou(boxes, photo.boxes), abs=0.02)
+
+
+def test_a_row_replaces_the_one_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "OUT", tmp_path / "results.json")
+    for value in (1, 2):
+        results.store({"data": "scenes", "name": "a", "value": value})
+        results.store({"data": "scenes", "name": "b", "value": 0})
+    stored = json.loads(results.OUT.read_text())["scenes"]
+    assert sorted((row["name"], row["value"]) for row in stored) == [("a", 2), ("b", 0)]
+
+
+def test_without_a_folder_the_command_says_what_to_give(capsys):
+    assert results.main(["photos"]) == 2
+    assert "give the folder" in capsys.readouterr().err
+
+
+def test_the_page_shows_only_what_a_chapter_stored():
+    root = results.OUT.parent.parent
+    for page in ("results", "intro"):
+        text = (root / "book" / f"{page}.md").read_text()
+        for chapter, name in re.findall(r"\{glue:text\}`\.\./(notebooks/\w+\.ipynb)::([^`]+)`", text):
+            cells = json.loads((root / chapter).read_text())["cells"]
+            outputs = [output for cell in cells for output in cell.get("outputs", [])]
+            names = {each.get("metadata", {}).get("scrapbook", {}).get("name") for each in outputs}
+            assert name in names, f"{page}: {chapter} stores no {name}"
