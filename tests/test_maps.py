@@ -1,5 +1,9 @@
 """Feature maps: what is read from inside the encoders, against values computed here from the weights."""
 
+import ast
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -155,6 +159,21 @@ def openai_clip(name, device):
 
 def test_every_clip_name_has_a_row_in_the_table_of_shapes():
     assert tuple(CLIP_SHAPES) == vlscore.CLIP_NAMES
+
+
+@pytest.mark.parametrize("name", CLIP_SHAPES)
+def test_the_table_of_chapter_01_is_that_of_openai_s_models(name):
+    """The same as here, and the text encoder's width as open_clip has it."""
+    from open_clip import get_model_config
+
+    chapter = Path(__file__).parent.parent / "notebooks" / "01_clip_structure.ipynb"
+    sources = ["".join(cell["source"]) for cell in json.loads(chapter.read_text())["cells"]]
+    (table,) = [source for source in sources if source.startswith("OPENAI = ")]
+    dimensions, size, blocks, width, patch, text = ast.literal_eval(table.removeprefix("OPENAI = "))[name]
+    assert (size, blocks, width, patch, dimensions) == CLIP_SHAPES[name][0]
+    config = get_model_config(name.replace("/", "-").replace("@336px", "-336"))
+    assert (text, text // 64, 12) == tuple(config["text_cfg"][key] for key in ("width", "heads", "layers"))
+    assert (77, 49408) == tuple(config["text_cfg"][key] for key in ("context_length", "vocab_size"))
 
 
 @pytest.mark.parametrize("name", CLIP_SHAPES)
