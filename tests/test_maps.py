@@ -173,7 +173,7 @@ def test_the_table_of_chapter_01_is_that_of_openai_s_models(name):
     assert (size, blocks, width, patch, dimensions) == CLIP_SHAPES[name][0]
     config = get_model_config(name.replace("/", "-").replace("@336px", "-336"))
     assert (text, text // 64, 12) == tuple(config["text_cfg"][key] for key in ("width", "heads", "layers"))
-    assert (77, 49408) == tuple(config["text_cfg"][key] for key in ("context_length", "vocab_size"))
+    assert tuple(config["text_cfg"][key] for key in ("context_length", "vocab_size")) == (77, 49408)
 
 
 @pytest.mark.parametrize("name", CLIP_SHAPES)
