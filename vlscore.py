@@ -3217,6 +3217,21 @@ def summary_table(summary: dict) -> str:
     return "\n".join(rows)
 
 
+def ablation_table(part: dict) -> str:
+    """One part of ``data/ablation.json`` as text: a line a variant, in percent, with 95 % intervals."""
+    rows = [f"{'%':28} {'GT-known':16} {'V2':>4} above plain"]
+    for row in part["rows"]:
+        known, gain = (
+            [100 * each[key] for key in ("value", "low", "high")] if each else None
+            for each in (row["gt_known"], row.get("gain"))
+        )
+        line = f"{row['variant']:28}" + "{:5.1f} ({:4.1f}…{:4.1f})".format(*known)
+        if gain:
+            line += f"{100 * row['v2']:5.1f}" + "{:+6.1f} ({:+.1f}…{:+.1f})".format(*gain)
+        rows.append(line)
+    return "\n".join(rows)
+
+
 def published_table() -> str:
     """The published figures as text, each with its source."""
     rows = [f"{'on ImageNet, not measured here':33} GT-known Top-1 Top-5  source"]
@@ -3350,11 +3365,36 @@ def case_study(image, rows: dict[str, tuple], prompts=(), count: int = 4):
 def jpeg(figure, dpi: int = 80) -> bytes:
     """Render a matplotlib Figure as JPEG, about ten times smaller than PNG for a photo."""
     content = BytesIO()
-    figure.savefig(content, format="jpeg", dpi=dpi, pil_kwargs={"quality": 85})
+    figure.savefig(content, format="jpeg", dpi=dpi, pil_kwargs={"quality": 75, "optimize": True})
     return content.getvalue()
 
 
-def picture_slider(pictures: list[bytes], labels: list[str], name: str, start: int = 0):
+def overlay(image, saliency, encoding: Encoding, boxes=(), title: str = "", width: int = 400) -> bytes:
+    """Draw one answer, the photo under its heat map and boxes, as a small JPEG: in some 40 ms.
+
+    Args:
+        image: a path or a PIL image, the one that was encoded.
+        saliency: S (h, w); None shows the bare photo.
+        title: above the photo; cut where it does not fit.
+        width: of the picture in pixels.
+    """
+    from matplotlib.figure import Figure
+
+    image = load_image(image)
+    W = width / 80  # inches at the dots per inch of `jpeg`
+    H, line = W * min(max(image.height / image.width, 0.2), 2.5), 0.3
+    figure = Figure(figsize=(W, H + line))
+    panel = figure.add_axes((0, 0, 1, H / (H + line)))
+    panel.imshow(image, aspect="auto")
+    panel.set_axis_off()
+    panel.set_title(_plain(title, int(9 * W)), fontsize="medium")
+    if saliency is not None:
+        show_heat(panel, saliency, encoding, alpha=0.5)
+    show_boxes(panel, boxes)
+    return jpeg(figure)
+
+
+def picture_slider(pictures: list[bytes], labels: list[str], name: str, start: int = 0, alt: str = ""):
     """A slider over rendered pictures that also moves in a published page, without a kernel.
 
     Args:
@@ -3362,17 +3402,105 @@ def picture_slider(pictures: list[bytes], labels: list[str], name: str, start: i
         labels: the slider's values, one a picture.
         name: of what the slider changes.
         start: index of the picture shown first.
+        alt: what the pictures show; with a picture's own label it is the text in its place.
 
     Returns:
         An ipywidgets box to end a cell with.
     """
     import ipywidgets
 
-    images = [ipywidgets.Image(value=picture, format="jpeg") for picture in pictures]
+    images = [
+        ipywidgets.Image(value=picture, format="jpeg", tooltip=f"{alt or 'picture'}; {name}: {label}")
+        for picture, label in zip(pictures, labels)
+    ]
     stack = ipywidgets.Stack(images, selected_index=start)
     slider = ipywidgets.SelectionSlider(options=labels, index=start, description=name)
     ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
     return ipywidgets.VBox([slider, stack])
+
+
+def playground(model: Model, image=None, prompt: str = TEMPLATE.format("cat"), keep: int | None = 128):
+    """Widgets to try VL-Score with: own photo, words, layer, kind of maps, τ and α. They need a live kernel.
+
+    The photo is encoded when the photo, the layer or the maps change; words and sliders are answered
+    from the `Encoding`.  What cannot be used is told below the controls, in place of an error.
+
+    Args:
+        image: a path or a PIL image to begin with; none waits for an upload.
+        keep: how many maps go through the encoder, see `select_maps`.
+
+    Returns:
+        An ipywidgets box to end a cell with.
+    """
+    import ipywidgets
+
+    controls, kinds = _controls(model, prompt), sources(model)
+    shown, told = ipywidgets.Image(format="jpeg"), ipywidgets.Label()
+    photo = {"image": None if image is None else load_image(image)}
+
+    @lru_cache(maxsize=4)
+    def encoded(layer, kind):
+        told.value = "encoding …"
+        return encode(model, photo["image"], layer, keep=keep, **kinds[kind])
+
+    def answer(_=None):
+        if photo["image"] is None:
+            told.value = "choose a photo"
+            return
+        asked = {name: control.value for name, control in controls.items()}
+        try:
+            encoding = encoded(asked["layer"], asked["maps"])
+            found = localize(model, encoding, asked["text"], asked["temperature"], asked["threshold"])
+        except VLScoreError as error:
+            told.value = _plain(str(error), 300)
+            return
+        told.value = _plain(_as_text([found]).splitlines()[0], 300)
+        shown.value = overlay(photo["image"], found.saliency, encoding, found.boxes, found.prompt, 480)
+
+    def take(change):
+        try:
+            photo["image"] = _uploaded(change["new"])
+        except VLScoreError as error:
+            told.value = _plain(str(error), 300)
+            return
+        encoded.cache_clear()
+        answer()
+
+    upload = ipywidgets.FileUpload(accept="image/*", description="own photo")
+    upload.observe(take, "value")
+    for control in controls.values():
+        control.observe(answer, "value")
+    answer()
+    return ipywidgets.VBox([upload, *controls.values(), told, shown])
+
+
+def _controls(model, prompt):
+    """The playground's widgets but for the photo, by the name of what they set."""
+    from ipywidgets import Dropdown, FloatLogSlider, FloatSlider, Text
+
+    wide = {"layout": {"width": "95%", "max_width": "480px"}}
+    range_of_alpha = {"min": 0.05, "max": 0.95, "step": 0.01}
+    range_of_tau = {"min": -3, "max": 1, "step": 0.05}  # powers of 10
+    return {
+        "text": Text(prompt, description="text", **wide),
+        "layer": Dropdown(options=model.layers, value=model.layers[-1], description="layer", **wide),
+        "maps": Dropdown(options=list(sources(model)), description="maps", **wide),
+        "temperature": FloatLogSlider(model.temperature, description="temperature", **range_of_tau, **wide),
+        "threshold": FloatSlider(model.threshold, description="threshold", **range_of_alpha, **wide),
+    }
+
+
+def _uploaded(files):
+    """The image of a FileUpload widget's value."""
+    if not files:
+        raise VLScoreError("no photo was chosen: choose one file")
+    try:
+        image = Image.open(BytesIO(files[0]["content"]))
+    except Exception:  # Pillow's parsers raise nearly any type on a broken file
+        raise VLScoreError(
+            f"{files[0]['name']} cannot be read as a photo: give a JPEG, PNG or WebP"
+        ) from None
+    return load_image(image)
 
 
 def _plain(text, limit=60):

@@ -65,3 +65,16 @@ def test_the_stored_table_is_of_the_variants_in_the_code():
 def test_photos_need_a_folder(capsys):
     assert ablate.main(["photos"]) == 2
     assert capsys.readouterr().err == "ablate.py: no ROOT: give the folder of photos with boxes\n"
+
+
+def test_the_table_prints_a_line_a_variant_that_fits_the_page():
+    share = {"value": 0.5, "low": 0.425, "high": 0.57512}
+    gain = {"value": -0.35, "low": -0.425, "high": -0.28}
+    rows = [
+        {"variant": "constant box", "gt_known": share, "v2": 0.1},
+        {"variant": "x" * 28, "gt_known": share, "v2": 0.6, "gain": gain},
+    ]
+    header, constant, line = vlscore.ablation_table({"rows": rows}).splitlines()
+    assert line == "x" * 28 + " 50.0 (42.5…57.5) 60.0 -35.0 (-42.5…-28.0)"
+    assert constant == f"{'constant box':28} 50.0 (42.5…57.5)"
+    assert max(map(len, (header, constant, line))) <= 70
