@@ -3365,7 +3365,7 @@ def case_study(image, rows: dict[str, tuple], prompts=(), count: int = 4):
 def jpeg(figure, dpi: int = 80) -> bytes:
     """Render a matplotlib Figure as JPEG, about ten times smaller than PNG for a photo."""
     content = BytesIO()
-    figure.savefig(content, format="jpeg", dpi=dpi, pil_kwargs={"quality": 75, "optimize": True})
+    figure.savefig(content, format="jpeg", dpi=dpi, pil_kwargs={"quality": 70, "optimize": True})
     return content.getvalue()
 
 
