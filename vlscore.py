@@ -3387,7 +3387,7 @@ def overlay(image, saliency, encoding: Encoding, boxes=(), title: str = "", widt
     panel = figure.add_axes((0, 0, 1, H / (H + line)))
     panel.imshow(image, aspect="auto")
     panel.set_axis_off()
-    panel.set_title(_plain(title, int(9 * W)), fontsize="medium")
+    panel.set_title(_plain(title, int(11 * W)), fontsize="medium")
     if saliency is not None:
         show_heat(panel, saliency, encoding, alpha=0.5)
     show_boxes(panel, boxes)
@@ -3402,19 +3402,18 @@ def picture_slider(pictures: list[bytes], labels: list[str], name: str, start: i
         labels: the slider's values, one a picture.
         name: of what the slider changes.
         start: index of the picture shown first.
-        alt: what the pictures show; with a picture's own label it is the text in its place.
+        alt: what the pictures show, in words; the slider's label tells it.
 
     Returns:
         An ipywidgets box to end a cell with.
     """
     import ipywidgets
 
-    images = [
-        ipywidgets.Image(value=picture, format="jpeg", tooltip=f"{alt or 'picture'}; {name}: {label}")
-        for picture, label in zip(pictures, labels)
-    ]
+    images = [ipywidgets.Image(value=picture, format="jpeg") for picture in pictures]
     stack = ipywidgets.Stack(images, selected_index=start)
-    slider = ipywidgets.SelectionSlider(options=labels, index=start, description=name)
+    # On the slider: a published page cannot show an Image that has a tooltip (ipywidgets 8.1).
+    facts = {"description": name, "tooltip": alt or name, "style": {"description_width": "initial"}}
+    slider = ipywidgets.SelectionSlider(options=labels, index=start, **facts)
     ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
     return ipywidgets.VBox([slider, stack])
 
@@ -3478,7 +3477,7 @@ def _controls(model, prompt):
     """The playground's widgets but for the photo, by the name of what they set."""
     from ipywidgets import Dropdown, FloatLogSlider, FloatSlider, Text
 
-    wide = {"layout": {"width": "95%", "max_width": "480px"}}
+    wide = {"layout": {"width": "95%", "max_width": "480px"}, "style": {"description_width": "90px"}}
     range_of_alpha = {"min": 0.05, "max": 0.95, "step": 0.01}
     range_of_tau = {"min": -3, "max": 1, "step": 0.05}  # powers of 10
     return {
