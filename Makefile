@@ -40,8 +40,9 @@ sweep: $(READY)  ## run chapter 04 over a GRID of parameters by papermill, into 
 bench: $(READY)  ## time every method side by side and measure fidelity, into data/bench.json; about an hour
 	$(BIN)/python data/bench.py
 
-notebooks: $(READY)  ## execute the chapters in place; a second run changes no byte
-	$(BIN)/python notebooks/execute.py
+# make notebooks MODEL=RN50
+notebooks: $(READY)  ## execute the chapters in place, a second run changes no byte; MODEL goes into each
+	$(BIN)/python notebooks/execute.py $(if $(filter command line,$(origin MODEL)),--model "$(MODEL)")
 
 book: $(READY)  ## build the book into _build/html
 	$(BIN)/jupyter-book build . --toc book/_toc.yml -W -n --keep-going --all --quiet

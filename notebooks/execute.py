@@ -1,12 +1,18 @@
 """Execute chapters in place so that a second run changes no byte.
 
-    python notebooks/execute.py [NOTEBOOK …]      # every chapter by default
+    python notebooks/execute.py [--model NAME] [NOTEBOOK …]
+
+Every chapter by default, each with the model that its cell of parameters
+names; `--model` writes another one there first.
 
 What would differ from run to run or from machine to machine is made the
 same: cell ids and widget ids count up, and neither times nor the
 interpreter's version are kept.  A chapter that fails stays as it was.
 """
 
+import argparse
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,14 +20,44 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from vlscore import write_whole
+import vlscore
 
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 
 
-def execute(path: Path) -> None:
+def look_up(name: str) -> tuple[str, bool]:
+    """The name that a chapter can load, and whether that is a ViT.
+
+    Raises:
+        VLScoreError: there is no such model, or its weights are not here.
+    """
+    model = vlscore.load_model(name, "cpu")
+    if (file := Path(name)).is_file():  # chapters run in their own folder
+        return str(file.resolve()), model.is_vit
+    return model.name, model.is_vit
+
+
+def set_model(notebook, name: str, is_vit: bool) -> None:
+    """Write a model into the cell of parameters, and nothing else.
+
+    It takes the place of `MODEL`, or, where a chapter sets a CNN beside a
+    ViT, of the one of its kind; a chapter without either stays.
+    """
+    kind = "VIT" if is_vit else "CNN"
+    line = re.compile(rf"^((?:MODEL|{kind}) *= *)[^#\n]*?( *#.*)?$", re.M)
+    value = json.dumps(name, ensure_ascii=False)
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source = line.sub(
+                lambda old: f"{old[1]}{value}{old[2] or ''}", cell.source
+            )
+
+
+def execute(path: Path, model: tuple[str, bool] | None = None) -> None:
     """Run one notebook, its own folder being the working directory."""
     notebook = nbformat.read(path, as_version=4)
+    if model:
+        set_model(notebook, *model)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
     notebook.metadata.pop("widgets", None)
@@ -50,7 +86,7 @@ def execute(path: Path) -> None:
         text = text.replace(
             widget, f"{number:032x}"
         )  # in the order of creation
-    write_whole(
+    vlscore.write_whole(
         path,
         (
             nbformat.writes(nbformat.reads(text, as_version=4)) + "\n"
@@ -58,20 +94,34 @@ def execute(path: Path) -> None:
     )
 
 
-def main(arguments: list[str]) -> int:
-    chapters = [Path(each) for each in arguments] or sorted(
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        "execute.py", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("notebooks", nargs="*", type=Path)
+    parser.add_argument("--model", help="of all these chapters from now on")
+    options = parser.parse_args(argv)
+    chapters = options.notebooks or sorted(
         Path(__file__).parent.glob("*.ipynb")
     )
     for path in chapters:
-        print(path, flush=True)
-        try:
-            execute(path)
-        except CellExecutionError as error:
-            reason = str(error).strip().splitlines()[-1]
-            print(f"{path} stays as it was: {reason}", file=sys.stderr)
-            return 1
+        if not path.is_file():
+            parser.error(f"{path}: there is no such file")
+    try:
+        model = None if options.model is None else look_up(options.model)
+        for path in chapters:
+            print(path, flush=True)
+            execute(path, model)
+    except vlscore.VLScoreError as error:
+        print(f"execute.py: {error}", file=sys.stderr)
+        return 2
+    except CellExecutionError as error:
+        reason = str(error).strip().splitlines()[-1]
+        print(f"{path} stays as it was: {reason}", file=sys.stderr)
+        return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
