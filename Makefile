@@ -17,7 +17,7 @@ JOBS ?= 2
 ADDRESS ?= 127.0.0.1
 PORT ?= 8501
 
-.PHONY: demo test lint evaluate sweep bench notebooks book app clean
+.PHONY: demo test lint evaluate sweep bench notebooks book app mutants clean
 
 demo: $(READY)  ## find two things in a real photo: prints the boxes, writes demo.png
 	$(BIN)/vlscore localize .venv/lib/python3*/site-packages/skimage/data/astronaut.png \
@@ -50,6 +50,9 @@ book: $(READY)  ## build the book into _build/html
 
 app: $(READY)  ## serve the page: a photo, words, boxes; for this machine, unless ADDRESS is given
 	$(BIN)/streamlit run app.py --server.address $(ADDRESS) --server.port $(PORT)
+
+mutants: $(READY)  ## break vlscore.py on purpose, in a copy, and print which test notices; some minutes
+	$(BIN)/python tests/mutate.py
 
 clean:  ## remove what make made
 	rm -rf .venv _build demo.png .pytest_cache .ruff_cache .hypothesis .coverage vlscore.egg-info

@@ -53,7 +53,7 @@ def test_readme_says_what_each_direct_requirement_is_for():
     assert [name for name in names if f"`{name}`" not in readme] == []
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "notebooks", "book", "app", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "notebooks", "book", "app", "mutants", "clean"])
 def test_make_has_the_target(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 

@@ -1,0 +1,209 @@
+"""Break vlscore.py on purpose, one mistake at a time, and see which test notices.
+
+    python tests/mutate.py [NAME …]      # every mutation by default
+
+Each mutation replaces one piece of source in a copy of the repository; the checkout stays as it is.
+The unit tests named beside it run first, then, if they all pass, a chapter of the book as a strict test.
+At last the tests that noticed something run on the whole module, where they must pass.  The exit code is
+1 if a mutation survives, 2 if one cannot be made or tested.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+CHAPTER = "notebooks/03_vl_score.ipynb"
+
+
+class Mutation(NamedTuple):
+    """What is replaced by what, and the test files that ought to notice."""
+
+    name: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+ENCODING, BOXES, MAPS, METRICS, IMAGES = (
+    f"tests/test_{each}.py" for each in ("encoding", "boxes", "maps", "metrics", "images")
+)
+MUTATIONS = (
+    Mutation(
+        "scores negated",
+        "return every[:-1], every[-1]",
+        "return -every[:-1], -every[-1]",
+        (ENCODING,),
+    ),
+    Mutation(
+        "cap removed",
+        "beats = s > base\n",
+        "beats = torch.ones_like(s, dtype=torch.bool)\n",
+        (ENCODING,),
+    ),
+    Mutation(
+        "absent never said",
+        "beats = s > base\n",
+        "beats = (s > base) | (s == s.max())\n",
+        (ENCODING, BOXES),
+    ),
+    Mutation(
+        "temperature ignored",
+        "(s - s[beats].max()).double() / temperature",
+        "(s - s[beats].max()).double()",
+        (ENCODING,),
+    ),
+    Mutation(
+        "saliency not rectified",
+        'return torch.einsum("k,khw->hw", w, encoding.maps).relu()',
+        'return torch.einsum("k,khw->hw", w, encoding.maps)',
+        (ENCODING,),
+    ),
+    Mutation(
+        "masks not scaled to [0, 1]",
+        "return (up - low) / (high - low + 1e-7) * varies(maps)[:, None, None]",
+        "return up * varies(maps)[:, None, None]",
+        (ENCODING,),
+    ),
+    Mutation(
+        "masks' corners not aligned",
+        'mode="bilinear", align_corners=True)[:, 0]',
+        'mode="bilinear", align_corners=False)[:, 0]',
+        (ENCODING,),
+    ),
+    Mutation(
+        "box off by one at its end",
+        "max(min(round(high), size), low + 1)",
+        "max(min(round(high) + 1, size), low + 1)",
+        (BOXES,),
+    ),
+    Mutation(
+        "box off by one at its start",
+        "low = min(max(round(low), 0), size - 1)",
+        "low = min(max(round(low) + 1, 0), size - 1)",
+        (BOXES,),
+    ),
+    Mutation(
+        "box with x and y exchanged",
+        "for (rows, columns), area in",
+        "for (columns, rows), area in",
+        (BOXES,),
+    ),
+    Mutation(
+        "IoU without what is shared taken off",
+        "(tx1 - tx0) * (ty1 - ty0) - shared",
+        "(tx1 - tx0) * (ty1 - ty0)",
+        (BOXES, METRICS),
+    ),
+    Mutation(
+        "PCA sign flipped",
+        "signs = np.sign(",
+        "signs = -np.sign(",
+        (MAPS,),
+    ),
+    Mutation(
+        "class token taken for a patch",
+        "return tokens[1:].permute(1, 2, 0)",
+        "return tokens[:-1].permute(1, 2, 0)",
+        (MAPS,),
+    ),
+    Mutation(
+        "squash shows a crop",
+        'if fit == "squash":',
+        'if fit == "stretch":',
+        (IMAGES,),
+    ),
+)
+
+
+def mutated(source: str, mutation: Mutation) -> str:
+    """The source with the mutation in it; it must have the one place, or nothing would be tested."""
+    if (count := source.count(mutation.old)) != 1:
+        raise ValueError(f"{mutation.name}: vlscore.py has {mutation.old!r} {count} times, not once")
+    return source.replace(mutation.old, mutation.new)
+
+
+def copy_repository(to: Path) -> None:
+    """Copy what git tracks or would add."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+
+
+def failures(folder: Path, *arguments: str) -> list[str]:
+    """Run pytest in the copy until a test fails -> its id."""
+    # Compiled files are told apart by time and size only, and mutations may share both.
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    options = ["-x", "-q", "--tb=line", "-rfE", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode not in (0, 1):  # not a test that passed or failed
+        raise ValueError(f"pytest could not run {' '.join(arguments)}:\n{done.stdout}{done.stderr}")
+    return re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+
+
+def caught_by(folder: Path, tests: tuple[str, ...]) -> list[str]:
+    return failures(folder, *tests) or failures(folder, "--nbval", CHAPTER)
+
+
+def check_import(folder: Path) -> None:
+    """It is the copy that is tested, not what is installed."""
+    command = [sys.executable, "-c", "import vlscore; print(vlscore.__file__)"]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    if Path(done.stdout.strip()).parent != folder:
+        raise ValueError(f"the tests would import {done.stdout.strip()}")
+
+
+def check_whole(folder: Path, tests: list[str]) -> None:
+    """Tests that noticed a mutation pass without it."""
+    chapters = ["--nbval", CHAPTER] if any(CHAPTER in each for each in tests) else []
+    units = [each for each in tests if CHAPTER not in each]
+    for arguments in filter(None, (units, chapters)):
+        if failed := failures(folder, *arguments):
+            raise ValueError(f"{failed[0]} fails with nothing broken: mend that first")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    names = sys.argv[1:] if argv is None else argv
+    mutations = [each for each in MUTATIONS if not names or each.name in names]
+    source = (ROOT / "vlscore.py").read_text()
+    survived, noticed = [], []
+    try:
+        if unknown := set(names) - {each.name for each in MUTATIONS}:
+            raise ValueError(f"no mutation {unknown.pop()!r}: {', '.join(each.name for each in MUTATIONS)}")
+        sources = {each: mutated(source, each) for each in mutations}
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder).resolve()
+            copy_repository(copy)
+            check_import(copy)
+            print("mutation | caught by | seconds", flush=True)
+            for mutation, broken in sources.items():
+                (copy / "vlscore.py").write_text(broken)
+                begun = time.monotonic()
+                found = caught_by(copy, mutation.tests)
+                told = ", ".join(found) or "NOTHING"
+                print(f"{mutation.name} | {told} | {time.monotonic() - begun:.0f}", flush=True)
+                noticed += found
+                survived += [] if found else [mutation.name]
+            (copy / "vlscore.py").write_text(source)
+            check_whole(copy, noticed)
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+        print(f"mutate.py: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(mutations) - len(survived)} of {len(mutations)} caught")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
