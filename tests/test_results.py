@@ -81,7 +81,7 @@ def test_the_page_shows_only_what_a_chapter_stored():
     root = results.OUT.parent.parent
     for page in ("results", "intro"):
         text = (root / "book" / f"{page}.md").read_text()
-        for chapter, name in re.findall(r"\{glue:text\}`\.\./(notebooks/\w+\.ipynb)::([^`]+)`", text):
+        for chapter, name in re.findall(r"\{glue:text\}`\.\./(notebooks/\w+\.ipynb)::([^`]+):s`", text):
             cells = json.loads((root / chapter).read_text())["cells"]
             outputs = [output for cell in cells for output in cell.get("outputs", [])]
             names = {each.get("metadata", {}).get("scrapbook", {}).get("name") for each in outputs}
