@@ -99,7 +99,7 @@ MUTATIONS = (
         "IoU without what is shared taken off",
         "(tx1 - tx0) * (ty1 - ty0) - shared",
         "(tx1 - tx0) * (ty1 - ty0)",
-        (BOXES, METRICS),
+        (METRICS, BOXES),
     ),
     Mutation(
         "PCA sign flipped",
