@@ -9,14 +9,15 @@ addEventListener("load", () => {
 });
 
 // The manager gives a screen reader neither the slider's name nor its value, only an index, nor what
-// its picture shows.
+// its picture shows, which the label's tooltip says where there is one.
 function nameParts(box) {
-  const [name, value] = ["label", "readout"].map(
-    (part) => box.querySelector(`.widget-${part}`).textContent.trim());
+  const [label, readout] = ["label", "readout"].map((part) => box.querySelector(`.widget-${part}`));
+  const [name, value] = [label, readout].map((part) => part.textContent.trim());
   const handle = box.querySelector("[role=slider]");
   handle.setAttribute("aria-label", name);
   handle.setAttribute("aria-valuetext", value);
-  for (const picture of box.querySelectorAll("img")) picture.alt = `The picture for ${name} ${value}`;
+  const shown = label.title && label.title !== name ? label.title : "The picture";
+  for (const picture of box.querySelectorAll("img")) picture.alt = `${shown}; ${name}: ${value}`;
 }
 new MutationObserver(() => {
   document.querySelectorAll(".widget-vbox:has([role=slider])").forEach(nameParts);
