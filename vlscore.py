@@ -3373,21 +3373,21 @@ def overlay(image, saliency, encoding: Encoding, boxes=(), title: str = "", widt
     """Draw one answer, the photo under its heat map and boxes, as a small JPEG: in some 40 ms.
 
     Args:
-        image: a path or a PIL image, the one that was encoded.
+        image: a path or a PIL image, the one that was encoded, or a smaller copy of it.
         saliency: S (h, w); None shows the bare photo.
         title: above the photo; cut where it does not fit.
         width: of the picture in pixels.
     """
     from matplotlib.figure import Figure
 
-    image = load_image(image)
-    W = width / 80  # inches at the dots per inch of `jpeg`
-    H, line = W * min(max(image.height / image.width, 0.2), 2.5), 0.3
-    figure = Figure(figsize=(W, H + line))
-    panel = figure.add_axes((0, 0, 1, H / (H + line)))
-    panel.imshow(image, aspect="auto")
+    W, H = encoding.fit.size
+    wide = width / 80  # inches at the dots per inch of `jpeg`
+    high, line = wide * min(max(H / W, 0.2), 2.5), 0.3
+    figure = Figure(figsize=(wide, high + line))
+    panel = figure.add_axes((0, 0, 1, high / (high + line)))
+    panel.imshow(load_image(image), aspect="auto", extent=(-0.5, W - 0.5, H - 0.5, -0.5))
     panel.set_axis_off()
-    panel.set_title(_plain(title, int(11 * W)), fontsize="medium")
+    panel.set_title(_plain(title, int(11 * wide)), fontsize="medium")
     if saliency is not None:
         show_heat(panel, saliency, encoding, alpha=0.5)
     show_boxes(panel, boxes)
@@ -3434,8 +3434,15 @@ def playground(model: Model, image=None, prompt: str = TEMPLATE.format("cat"), k
     import ipywidgets
 
     controls, kinds = _controls(model, prompt), sources(model)
-    shown, told = ipywidgets.Image(format="jpeg"), ipywidgets.Label()
-    photo = {"image": None if image is None else load_image(image)}
+    own_size = {"align_self": "flex-start", "max_width": "100%"}
+    shown, told = ipywidgets.Image(format="jpeg", layout=own_size), ipywidgets.Label()
+    photo = {}  # the image that is encoded, and a small copy that is drawn at each move
+
+    def show(image):
+        photo.update(image=image, small=image.copy())
+        photo["small"].thumbnail((960, 960))
+        encoded.cache_clear()
+        answer()
 
     @lru_cache(maxsize=4)
     def encoded(layer, kind):
@@ -3443,8 +3450,7 @@ def playground(model: Model, image=None, prompt: str = TEMPLATE.format("cat"), k
         return encode(model, photo["image"], layer, keep=keep, **kinds[kind])
 
     def answer(_=None):
-        if photo["image"] is None:
-            told.value = "choose a photo"
+        if not photo:
             return
         asked = {name: control.value for name, control in controls.items()}
         try:
@@ -3454,22 +3460,22 @@ def playground(model: Model, image=None, prompt: str = TEMPLATE.format("cat"), k
             told.value = _plain(str(error), 300)
             return
         told.value = _plain(_as_text([found]).splitlines()[0], 300)
-        shown.value = overlay(photo["image"], found.saliency, encoding, found.boxes, found.prompt, 480)
+        shown.value = overlay(photo["small"], found.saliency, encoding, found.boxes, found.prompt, 480)
 
     def take(change):
         try:
-            photo["image"] = _uploaded(change["new"])
+            show(_uploaded(change["new"]))
         except VLScoreError as error:
             told.value = _plain(str(error), 300)
-            return
-        encoded.cache_clear()
-        answer()
 
     upload = ipywidgets.FileUpload(accept="image/*", description="own photo")
     upload.observe(take, "value")
     for control in controls.values():
         control.observe(answer, "value")
-    answer()
+    if image is None:
+        told.value = "choose a photo"
+    else:
+        show(load_image(image))
     return ipywidgets.VBox([upload, *controls.values(), told, shown])
 
 

@@ -82,6 +82,13 @@ def test_an_overlay_has_the_photos_shape_and_shows_heat_and_boxes(lite0, chelsea
     assert np.allclose((*changed.min(0), *changed.max(0)), expected, atol=5)
 
 
+def test_a_smaller_copy_of_the_photo_is_drawn_in_the_same_place(chelsea, encoding):
+    small = Image.open(chelsea).resize((226, 150))
+    boxes = [(100, 60, 300, 240)]
+    found = [pixels(vlscore.overlay(image, None, encoding, boxes)) for image in (chelsea, small)]
+    assert abs(found[0] - found[1]).mean() < 6
+
+
 def test_an_overlay_shows_its_title_as_it_is_written(chelsea, encoding):
     plain, titled = (vlscore.overlay(chelsea, None, encoding, title=text) for text in ("", "a $1 {cat}"))
     difference = abs(pixels(titled) - pixels(plain)).max(2)
