@@ -102,7 +102,7 @@ def test_each_chapter_with_parameters_takes_a_model():
 
 @pytest.mark.parametrize("given, passed", [("", ""), ("MODEL=RN50", '--model "RN50"')])
 def test_make_passes_a_model_only_when_it_is_given(given, passed):
-    command = ["make", "-n", "-o", ".venv/.ready", "notebooks", *given.split()]
+    command = ["make", "-n", "--no-print-directory", "-o", ".venv/.ready", "notebooks", *given.split()]
     alone = os.environ | {"MAKEFLAGS": ""}  # also where make runs the tests
     done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=True)
     assert done.stdout.split("execute.py")[1].strip() == passed
