@@ -1325,6 +1325,9 @@ def scores(encoding: Encoding, text_embedding: torch.Tensor) -> tuple[torch.Tens
     return every[:-1], every[-1]
 
 
+PRESENT = 0.05  # p_absent up to which a refined thing is said to be there
+
+
 def p_absent(encoding: Encoding, text_embedding: torch.Tensor, others: torch.Tensor) -> float:
     """How likely a text of something that is not there would fit the image as well as this one.
 
@@ -1393,7 +1396,6 @@ FINEST = 40  # most cells on a side of the features; finer ones are pooled
 REGIONS = 16  # leaves of the tree of clusters
 SHRINKAGE = 0.8  # of the covariance, towards equal variances without correlation
 SHARPNESS = 8.0  # β of the affinity of a ViT's cells
-PRESENT = 0.05  # p_absent up to which a thing is said to be there
 PROMINENCE = 0.2  # how far a peak of the smoothed heat map must rise to be an instance of its own
 SMOOTHING = 28  # smaller details than S over this make no instance
 
@@ -1486,8 +1488,8 @@ def seed(scales: tuple[Scale, ...], w: torch.Tensor, text_embedding: torch.Tenso
         grid: (h, w).
     """
     text = unit(text_embedding.cpu())
-    summed = sum(_upsampled(_peak_1(_summed(w, each.maps)), grid) for each in scales)
-    named = sum(_upsampled(_peak_1(_summed(text, each.cells)), grid) for each in scales)
+    summed = sum(_upsampled(_over_maximum(_summed(w, each.maps)), grid) for each in scales)
+    named = sum(_upsampled(_over_maximum(_summed(text, each.cells)), grid) for each in scales)
     return _min_max((summed * named).sqrt())
 
 
@@ -1536,7 +1538,7 @@ def _upsampled(x, size):
     return F.interpolate(x[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
 
 
-def _peak_1(x):
+def _over_maximum(x):
     return x / x.max().clamp_min(1e-12)
 
 
