@@ -423,7 +423,7 @@ def test_evaluate_measures_refined_beside_plain(scenes_rn, drawn, tmp_path):
                 assert [a[n] for n in taken[0]] == [b[n] for n in taken[1]]
     assert summary["results"] != summary["methods"][f"VL-Score, τ = {scenes_rn.temperature:g}"]
     table = vlscore.summary_table(summary)
-    above = table.split("GT-known above others")[1]
+    above = table.split("GT-known at its own α above others")[1]
     assert "constant box" in above
     assert f"\n  VL-Score, τ = {scenes_rn.temperature:g} " in above
 
