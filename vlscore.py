@@ -404,9 +404,10 @@ def compile_openvino(visual, size: int, precision: str):
     Each thread encodes two images at a time for itself, which is a tenth faster than all threads on
     one batch.  The PyTorch front end is called directly: `openvino.convert_model` sends usage statistics.
     """
-    import openvino
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+    with _no_usage_statistics():
+        import openvino
+        from openvino.frontend import FrontEndManager
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     example, once = torch.zeros(2, 3, size, size), {"check_trace": False}  # a check takes two traces more
     with warnings.catch_warnings():
@@ -435,6 +436,20 @@ def compile_openvino(visual, size: int, precision: str):
         return torch.from_numpy(np.concatenate([found[at] for at in sorted(found)]))
 
     return run
+
+
+@contextmanager
+def _no_usage_statistics():
+    """OpenVINO reports its own import to Google Analytics, unless the package that sends cannot be found."""
+    sender = "openvino_telemetry"
+    hide = sender not in sys.modules
+    if hide:
+        sys.modules[sender] = None
+    try:
+        yield
+    finally:
+        if hide:
+            del sys.modules[sender]
 
 
 def import_clip():

@@ -19,6 +19,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -272,14 +273,12 @@ def throughput(name: str, root: Path, keep: int) -> float:
 
 def machine() -> dict:
     """What the times were measured on."""
-    import openvino
-
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "CPU")
     levels = torch.cpu.get_capabilities()
     best = next((level for level in ("amx_bf16", "avx512_bf16", "avx512_f", "avx2") if levels.get(level)), "")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{name}, {best}"
-    versions = {"torch": torch.__version__, "openvino": openvino.__version__}
+    versions = {"torch": torch.__version__, "openvino": version("openvino")}
     return {"device": device, "threads": torch.get_num_threads(), "fast": FAST, **versions}
 
 

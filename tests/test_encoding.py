@@ -591,6 +591,24 @@ def test_progress_sees_every_batch(rn, chelsea):
     assert seen == [10, 10, 5]
 
 
+SENDER = """
+import sys, vlscore
+vlscore.load_model("lite0-minilm", "cpu").encoder()
+print("openvino" in sys.modules, [each for each in sys.modules if "telemetry" in each and "stub" not in each])
+"""
+
+
+def test_openvino_sends_no_usage_statistics(tmp_path):
+    """Its import would leave a client's number in the home directory, and send it."""
+    environment = os.environ | {"PYTHONPATH": str(Path(vlscore.__file__).parent), "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", SENDER]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    used, modules = done.stdout.strip().split(" ", 1)
+    assert used == "True" and "openvino_telemetry" not in modules
+    assert list(tmp_path.iterdir()) == []
+
+
 RN50 = """
 import re, sys, numpy as np, vlscore
 from PIL import Image
