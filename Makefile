@@ -21,7 +21,7 @@ PORT ?= 8501
 
 demo: $(READY)  ## find two things in a real photo: prints the boxes, writes demo.png
 	$(BIN)/vlscore localize .venv/lib/python3*/site-packages/skimage/data/astronaut.png \
-		"an image of a space shuttle." "an image of a flag." --model lite0-minilm --out demo.png
+		"an image of a space shuttle." "an image of a flag." --model lite0-minilm --precision float32 --out demo.png
 	@echo "picture: demo.png"
 
 test: $(READY) lint book  ## unit tests, the notebooks as tests, and the book builds
