@@ -25,24 +25,25 @@ demo: $(READY)  ## find two things in a real photo: prints the boxes, writes dem
 	@echo "picture: demo.png"
 
 test: $(READY) lint book  ## unit tests, the notebooks as tests, and the book builds
-	$(BIN)/python -m pytest --nbval -q --cov=vlscore --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest --nbval -q --cov=vlscore --cov=vlscore_cli --cov=vlscore_lib --cov-report=term --cov-fail-under=90
 
-lint: $(READY)  ## ruff's checks and format
+lint: $(READY)  ## ruff's checks and format, and imports that point down
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 evaluate: $(READY)  ## measure MODEL on the data set in ROOT: records and summary.json in OUT
 	$(BIN)/vlscore evaluate $(ROOT) --model $(MODEL) --out $(OUT) $(ARGS)
 
 sweep: $(READY)  ## run chapter 04 over a GRID of parameters by papermill, into one table in sweep/
-	$(BIN)/python notebooks/sweep.py $(GRID) --jobs $(JOBS)
+	$(BIN)/python scripts/sweep.py $(GRID) --jobs $(JOBS)
 
 bench: $(READY)  ## time every method side by side and measure fidelity, into data/bench.json; about an hour
-	$(BIN)/python data/bench.py
+	$(BIN)/python scripts/bench.py
 
 # make notebooks MODEL=RN50
 notebooks: $(READY)  ## execute the chapters in place, a second run changes no byte; MODEL goes into each
-	$(BIN)/python notebooks/execute.py $(if $(filter command line,$(origin MODEL)),--model "$(MODEL)")
+	$(BIN)/python scripts/execute.py $(if $(filter command line,$(origin MODEL)),--model "$(MODEL)")
 
 book: $(READY)  ## build the book into _build/html
 	$(BIN)/jupyter-book build . --toc book/_toc.yml -W -n --keep-going --all --quiet
@@ -51,13 +52,13 @@ book: $(READY)  ## build the book into _build/html
 app: $(READY)  ## serve the page: a photo, words, boxes; for this machine, unless ADDRESS is given
 	$(BIN)/streamlit run app.py --server.address $(ADDRESS) --server.port $(PORT)
 
-mutants: $(READY)  ## break vlscore.py on purpose, in a copy, and print which test notices; some minutes
+mutants: $(READY)  ## break the modules on purpose, in a copy, and print which test notices; some minutes
 	$(BIN)/python tests/mutate.py
 
 clean:  ## remove what make made
-	rm -rf .venv _build demo.png .pytest_cache .ruff_cache .hypothesis .coverage vlscore.egg-info
+	rm -rf .venv _build build demo.png .pytest_cache .ruff_cache .hypothesis .coverage vlscore.egg-info
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt requirements-common.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

@@ -1,13 +1,12 @@
 """The page: choose a photo, write words, see where they are.  `make app` serves it on this machine.
 
 All of the method is in `vlscore`.  What is here asks, shows, and keeps each session's photos and encodings
-in memory, apart from the other sessions'; a slider or a prompt is answered from the `Encoding` at hand.
+in memory, apart from the other sessions'.  A slider or a prompt is answered from the `Encoding` at hand.
 """
 
 import json
 import re
 import string
-import sys
 from collections import OrderedDict
 from dataclasses import replace
 from hashlib import sha256
@@ -117,13 +116,9 @@ def examples() -> dict[str, Example]:
 
 
 def drawn_scene() -> tuple[bytes, str]:
-    """A scene as `data/scenes.py` draws them, as PNG, and a prompt for each of its objects."""
-    if (folder := str(ROOT / "data")) not in sys.path:
-        sys.path.append(folder)
-    import scenes
-
-    image, objects = scenes.draw_scene(scenes.scene_rng(1, 12), (400, 300), 2)
-    names = [scenes.classes()[index][1][0] for index, _ in objects]
+    """A scene as `vlscore.scenes` draws them, as PNG, and a prompt for each of its objects."""
+    image, objects = vlscore.scenes.draw_scene(vlscore.scenes.scene_rng(1, 12), (400, 300), 2)
+    names = [vlscore.scenes.classes()[index][1][0] for index, _ in objects]
     content = BytesIO()
     image.save(content, "PNG")
     return content.getvalue(), "\n".join(vlscore.TEMPLATE.format(name) for name in names)
@@ -150,7 +145,7 @@ def locks() -> SimpleNamespace:
 def model_of(name: str) -> vlscore.Model:
     """A loaded model; the last two are kept, for all sessions."""
     model = vlscore.load_model(name)
-    model.encoder()  # compiled while a photo is still being chosen
+    vlscore.fast_encoder(model)  # compiled while a photo is still being chosen
     return model
 
 
@@ -250,7 +245,7 @@ def with_boxes(photo: Photo, found: vlscore.Localization) -> Image.Image:
 
 
 def with_heat(shown: Image.Image, saliency: torch.Tensor, input_size: int) -> Image.Image:
-    """A photo under its heat map, in the colours of `vlscore.draw`."""
+    """A photo under its heat map, in the colours of `vlscore.draw_localizations`."""
     heat = vlscore.heat_map(saliency, input_size).numpy()
     colours = Image.fromarray(colormaps[vlscore.COLOUR_MAP](heat, bytes=True)).convert("RGB")
     return Image.blend(shown, colours.resize(shown.size), 0.65)
@@ -264,13 +259,13 @@ def jpeg(picture: Image.Image) -> bytes:
 
 
 def picture_of(photo: Photo, encoding: vlscore.Encoding, found: list[vlscore.Localization]) -> bytes:
-    """All rows by `vlscore.draw`, as PNG."""
+    """All rows by `vlscore.draw_localizations`, as PNG."""
     shown = photo.shown.size
     small = replace(encoding, fit=vlscore.fit_region(shown, "squash"))
     title = f"{photo.name}: {encoding.model}, {encoding.layer}, {len(encoding.maps)} maps"
     rows = [shrink(each, photo.size, shown) for each in found]
     content = BytesIO()
-    vlscore.draw(photo.shown, rows, small, title).savefig(content, format="png", dpi=100)
+    vlscore.draw_localizations(photo.shown, rows, small, title).savefig(content, format="png", dpi=100)
     return content.getvalue()
 
 
@@ -288,14 +283,14 @@ def saliency_file(found: list[vlscore.Localization], encoding: vlscore.Encoding)
 
 
 def prompts_of(text: str) -> list[str]:
-    """One prompt a line, each once.
+    """One prompt for each line, without repetitions.
 
     Raises:
         vlscore.VLScoreError: none, or too many.
     """
     prompts = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if not prompts:
-        raise vlscore.VLScoreError("there is no prompt: write what to look for, one thing a line")
+        raise vlscore.VLScoreError("there is no prompt: write what to look for, one thing per line")
     if len(prompts) > MOST_PROMPTS:
         raise vlscore.VLScoreError(f"there are {len(prompts)} prompts: write {MOST_PROMPTS} at most")
     return prompts
@@ -324,19 +319,20 @@ def verdict(found: vlscore.Localization) -> str:
 
 def needs(name: str) -> str | None:
     """What a model needs that is not here; None where it can be loaded."""
-    if name == vlscore.OFFLINE_MODEL:
+    family = vlscore.find_family(name)
+    if family.is_here(name):
         return None
-    scenes = name in vlscore.SCENES_MODELS
-    file = vlscore.scenes_file(name) if scenes else vlscore.clip_file(name)
-    return None if file.exists() else f"{file.name} in {'data/models' if scenes else '~/.cache/clip'}"
+    file, home = family.weights(name), Path.home()
+    folder = file.parent
+    if folder.is_relative_to(home):
+        folder = Path("~", folder.relative_to(home))
+    return f"{file.name} in {folder}"
 
 
 def choose_model() -> str:
     """The models that can be loaded here stand first; the others say what they need."""
-    names = sorted(
-        (vlscore.OFFLINE_MODEL, *vlscore.SCENES_MODELS, *vlscore.CLIP_NAMES),
-        key=lambda each: bool(needs(each)),
-    )
+    names = [name for family in vlscore.FAMILIES for name in family.models]
+    names.sort(key=lambda each: needs(each) is not None)
     return st.selectbox(
         "Model", names, format_func=lambda each: f"{each} (needs {needs(each)})" if needs(each) else each
     )
@@ -375,7 +371,7 @@ def choose_source(model: vlscore.Model, refined: bool) -> dict:
     """Layer and kind of maps, as options of `vlscore.encode`."""
     fixed = model.is_vit and refined  # its maps are clusters of one layer's keys
     layer = st.selectbox("Layer", model.layers[::-1], key=f"layer {model.name}", disabled=fixed)
-    kinds = vlscore.sources(model)
+    kinds = vlscore.list_sources(model)
     kind = st.selectbox("Kind of maps", list(kinds), key=f"kind {model.name}", disabled=fixed)
     if fixed:
         return {}
@@ -528,7 +524,7 @@ def main() -> None:
         st.text(f"{photo.name}, {photo.size[0]} × {photo.size[1]} pixels")
         st.image(jpeg(photo.shown), width=320, alt="chosen photo")
     hint = "an image of a dog.\nan image of a bicycle."
-    text = st.text_area("What to look for, one thing a line", key="prompts", placeholder=hint)
+    text = st.text_area("What to look for, one thing per line", key="prompts", placeholder=hint)
     pressed = st.button("Find it!", type="primary", disabled=photo is None or options is None)
     if photo is None or options is None:
         return

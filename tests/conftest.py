@@ -4,10 +4,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import scenes
 import torch
 
 import vlscore
+import vlscore_cli
+from vlscore_lib import scenes
 
 TEXT = (77, 49408, 64, 1, 1)  # context, vocabulary, width, heads, layers
 
@@ -68,7 +69,7 @@ def scenes_rn():
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
-    """The folder of 24 drawn scenes: three parts of an evaluation."""
+    """The folder of 24 drawn scenes: three shards of an evaluation."""
     folder = tmp_path_factory.mktemp("drawn") / "scenes"
     scenes.write_scenes(folder, 24, 6, (224, 224))
     return folder
@@ -85,7 +86,7 @@ def run(capsys):
     """Run the command line here -> (exit code, stdout, stderr)."""
 
     def run(*arguments):
-        code = vlscore.main([str(each) for each in arguments])
+        code = vlscore_cli.main([str(each) for each in arguments])
         return code, *capsys.readouterr()
 
     return run

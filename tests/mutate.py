@@ -1,10 +1,10 @@
-"""Break vlscore.py on purpose, one mistake at a time, and see which test notices.
+"""Break the modules on purpose, one mistake at a time, and see which test notices.
 
     python tests/mutate.py [NAME …]      # every mutation by default
 
 Each mutation replaces one piece of source in a copy of the repository; the checkout stays as it is.
 The unit tests named beside it run first, then, if they all pass, a chapter of the book as a strict test.
-At last the tests that noticed something run on the whole module, where they must pass.  The exit code is
+At last the tests that noticed something run on the whole modules, where they must pass.  The exit code is
 1 if a mutation survives, 2 if one cannot be made or tested.
 """
 
@@ -23,98 +23,128 @@ CHAPTER = "notebooks/03_vl_score.ipynb"
 
 
 class Mutation(NamedTuple):
-    """What is replaced by what, and the tests that ought to notice, the quickest first."""
+    """What is replaced by what in which file, and the tests that ought to notice, the quickest first."""
 
     name: str
+    file: str
     old: str
     new: str
     tests: tuple[str, ...]
 
 
-ENCODING, BOXES, MAPS, METRICS, IMAGES = (
-    f"tests/test_{each}.py" for each in ("encoding", "boxes", "maps", "metrics", "images")
+METHOD, MASKS, BOXES, BASE, CLIP, METRICS, IMAGES, REFINEMENT = (
+    f"tests/test_{each}.py"
+    for each in ("vlscore", "masks", "boxes", "models_base", "openai_clip", "metrics", "images", "refinement")
 )
 MUTATIONS = (
     Mutation(
         "scores negated",
+        "vlscore.py",
         "return every[:-1], every[-1]",
         "return -every[:-1], -every[-1]",
-        (ENCODING,),
+        (METHOD,),
     ),
     Mutation(
         "cap removed",
+        "vlscore.py",
         "beats = s > base\n",
         "beats = torch.ones_like(s, dtype=torch.bool)\n",
-        (ENCODING,),
+        (METHOD,),
     ),
     Mutation(
         "absent never said",
+        "vlscore.py",
         "beats = s > base\n",
         "beats = (s > base) | (s == s.max())\n",
-        (f"{ENCODING}::test_an_absent_object_has_no_weights_and_no_saliency", ENCODING, BOXES),
+        (f"{METHOD}::test_an_absent_object_has_no_weights_and_no_saliency", METHOD, BOXES),
     ),
     Mutation(
         "temperature ignored",
+        "vlscore.py",
         "(s - s[beats].max()).double() / temperature",
         "(s - s[beats].max()).double()",
-        (ENCODING,),
+        (METHOD,),
     ),
     Mutation(
         "saliency not rectified",
+        "vlscore.py",
         'return torch.einsum("k,khw->hw", w, encoding.maps).relu()',
         'return torch.einsum("k,khw->hw", w, encoding.maps)',
-        (ENCODING,),
+        (METHOD,),
     ),
     Mutation(
         "masks not scaled to [0, 1]",
+        "vlscore_lib/masks.py",
         "return (up - low) / (high - low + 1e-7) * varies(maps)[:, None, None]",
         "return up * varies(maps)[:, None, None]",
-        (ENCODING,),
+        (METHOD,),
     ),
     Mutation(
         "masks' corners not aligned",
+        "vlscore_lib/masks.py",
         'mode="bilinear", align_corners=True)[:, 0]',
         'mode="bilinear", align_corners=False)[:, 0]',
-        (ENCODING,),
+        (METHOD,),
     ),
     Mutation(
         "box off by one at its end",
+        "vlscore_lib/boxes.py",
         "max(min(round(high), size), low + 1)",
         "max(min(round(high) + 1, size), low + 1)",
         (BOXES,),
     ),
     Mutation(
         "box off by one at its start",
+        "vlscore_lib/boxes.py",
         "low = min(max(round(low), 0), size - 1)",
         "low = min(max(round(low) + 1, 0), size - 1)",
         (BOXES,),
     ),
     Mutation(
         "box with x and y exchanged",
+        "vlscore_lib/boxes.py",
         "for (rows, columns), area in",
         "for (columns, rows), area in",
         (BOXES,),
     ),
     Mutation(
-        "IoU without what is shared taken off",
-        "(tx1 - tx0) * (ty1 - ty0) - shared",
-        "(tx1 - tx0) * (ty1 - ty0)",
+        "IoU of the worst pair of boxes",
+        "vlscore_lib/evaluation/metrics.py",
+        "pairwise_iou(*pairs).max()",
+        "pairwise_iou(*pairs).min()",
         (METRICS, BOXES),
     ),
     Mutation(
+        "absent words left out of p",
+        "vlscore.py",
+        "(fits[1:] > fits[0] + same).sum()",
+        "(fits[1:] < fits[0] + same).sum()",
+        (METHOD,),
+    ),
+    Mutation(
+        "discriminant turned around",
+        "vlscore_lib/refinement.py",
+        "means[0] - means[1])",
+        "means[1] - means[0])",
+        (REFINEMENT,),
+    ),
+    Mutation(
         "PCA sign flipped",
+        "vlscore_lib/models/base.py",
         "signs = np.sign(",
         "signs = -np.sign(",
-        (f"{MAPS}::test_pca_equals_a_singular_value_decomposition", MAPS),
+        (f"{BASE}::test_pca_equals_a_singular_value_decomposition", BASE),
     ),
     Mutation(
         "class token taken for a patch",
+        "vlscore_lib/models/openai_clip.py",
         "return tokens[1:].permute(1, 2, 0)",
         "return tokens[:-1].permute(1, 2, 0)",
-        (f"{MAPS}::test_a_cell_belongs_to_the_patch_in_its_place", MAPS),
+        (f"{CLIP}::test_a_cell_belongs_to_the_patch_in_its_place", CLIP),
     ),
     Mutation(
         "squash shows a crop",
+        "vlscore_lib/images.py",
         'if fit == "squash":',
         'if fit == "stretch":',
         (IMAGES,),
@@ -122,10 +152,11 @@ MUTATIONS = (
 )
 
 
-def mutated(source: str, mutation: Mutation) -> str:
-    """The source with the mutation in it; it must have the one place, or nothing would be tested."""
+def mutated(mutation: Mutation) -> str:
+    """The file's source with the mutation in it; without its one place, nothing would be tested."""
+    source = (ROOT / mutation.file).read_text()
     if (count := source.count(mutation.old)) != 1:
-        raise ValueError(f"{mutation.name}: vlscore.py has {mutation.old!r} {count} times, not once")
+        raise ValueError(f"{mutation.name}: {mutation.file} has {mutation.old!r} {count} times, not once")
     return source.replace(mutation.old, mutation.new)
 
 
@@ -158,10 +189,10 @@ def caught_by(folder: Path, tests: tuple[str, ...]) -> list[str]:
 
 def check_import(folder: Path) -> None:
     """It is the copy that is tested, not what is installed."""
-    command = [sys.executable, "-c", "import vlscore; print(vlscore.__file__)"]
+    command = [sys.executable, "-c", "import vlscore, vlscore_lib; print(vlscore_lib.__file__)"]
     environment = os.environ | {"PYTHONPATH": str(folder)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
-    if Path(done.stdout.strip()).parent != folder:
+    if Path(done.stdout.strip()).parents[1] != folder:
         raise ValueError(f"the tests would import {done.stdout.strip()}")
 
 
@@ -171,33 +202,34 @@ def check_whole(folder: Path, tests: list[str]) -> None:
     units = [each for each in tests if CHAPTER not in each]
     for arguments in filter(None, (units, chapters)):
         if failed := failures(folder, *arguments):
-            raise ValueError(f"{failed[0]} fails with nothing broken: mend that first")
+            raise ValueError(f"{failed[0]} fails with nothing broken: fix that first")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     names = sys.argv[1:] if argv is None else argv
     mutations = [each for each in MUTATIONS if not names or each.name in names]
-    source = (ROOT / "vlscore.py").read_text()
     survived, noticed = [], []
     try:
         if unknown := set(names) - {each.name for each in MUTATIONS}:
             raise ValueError(f"no mutation {unknown.pop()!r}: {', '.join(each.name for each in MUTATIONS)}")
-        sources = {each: mutated(source, each) for each in mutations}
+        sources = {each: mutated(each) for each in mutations}
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder).resolve()
             copy_repository(copy)
             check_import(copy)
-            print("mutation | caught by | seconds", flush=True)
+            print("mutation | file | caught by | seconds", flush=True)
             for mutation, broken in sources.items():
-                (copy / "vlscore.py").write_text(broken)
+                (copy / mutation.file).write_text(broken)
                 begun = time.monotonic()
                 found = caught_by(copy, mutation.tests)
+                (copy / mutation.file).write_text((ROOT / mutation.file).read_text())
                 told = ", ".join(found) or "NOTHING"
-                print(f"{mutation.name} | {told} | {time.monotonic() - begun:.0f}", flush=True)
+                print(
+                    f"{mutation.name} | {mutation.file} | {told} | {time.monotonic() - begun:.0f}", flush=True
+                )
                 noticed += found
                 survived += [] if found else [mutation.name]
-            (copy / "vlscore.py").write_text(source)
             check_whole(copy, noticed)
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
         print(f"mutate.py: {error}", file=sys.stderr)

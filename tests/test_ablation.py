@@ -1,6 +1,7 @@
 """The table of the refinement's parts: its figures by hand, its variants against the module."""
 
 import json
+from pathlib import Path
 
 import ablate
 import numpy as np
@@ -56,7 +57,7 @@ def test_the_last_variant_is_the_refined_method(drawn, name):
 
 def test_the_stored_table_is_of_the_variants_in_the_code():
     stored = json.loads(ablate.OUT.read_text())
-    source = (ablate.OUT.parent / "ablate.py").read_text()
+    source = Path(ablate.__file__).read_text()
     for part in stored.values():
         for row in part["rows"]:
             assert f'"{row["variant"]}"' in source

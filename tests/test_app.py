@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scenes
 import streamlit
 import torch
 from PIL import Image
@@ -18,6 +17,7 @@ from streamlit.web.server import server_util
 
 import app
 import vlscore
+from vlscore_lib import scenes
 
 ROOT = Path(__file__).parent.parent
 # Streamlit's import sets it, and the kernels of the notebooks, tested later, would inherit it.

@@ -407,18 +407,23 @@ def test_the_peak_is_where_the_enlarged_map_is_highest(lite0, encoding, cell, fi
     rows, columns = (heat == heat.max()).nonzero().double().mean(0)  # pixels of the input
     x0, y0, x1, y1 = one.fit.region
     expected = (x0 + (x1 - x0) * columns / 223, y0 + (y1 - y0) * rows / 223)
-    assert vlscore.peak(spot, one) == pytest.approx([float(each) for each in expected], abs=1.5)
+    assert vlscore.find_peak(spot, one) == pytest.approx([float(each) for each in expected], abs=1.5)
 
 
 def test_a_point_is_in_the_first_box_that_holds_it():
     boxes = [(0, 0, 10, 10), (5, 5, 20, 20)]
-    assert [vlscore.box_at(point, boxes) for point in ((1, 9), (7, 7), (15, 6), (15, 3))] == [0, 0, 1, None]
+    assert [vlscore.find_box_at(point, boxes) for point in ((1, 9), (7, 7), (15, 6), (15, 3))] == [
+        0,
+        0,
+        1,
+        None,
+    ]
 
 
 def test_mass_in_boxes_equals_a_count_of_pixels(encoding):
     boxes = [(0, 0, 451, 300), (100, 30, 200, 130), (0, 0, 1, 1)]
     found = vlscore.mass_in_boxes(encoding, boxes)
-    every = vlscore.masks(encoding.maps, 224).double().numpy()
+    every = vlscore.make_masks(encoding.maps, 224).double().numpy()
     expected = np.zeros((len(every), 3))
     for row in range(224):
         for column in range(224):

@@ -17,6 +17,8 @@ from PIL import Image
 from test_images import BROKEN, broken
 
 import vlscore
+import vlscore_cli
+from vlscore_lib.models import facts, lite0_minilm
 
 CAT, TRUCK = "an image of a cat.", "an image of a fire truck."  # in the photo, and not in it
 
@@ -131,10 +133,10 @@ def test_models_lists_every_model_with_its_defaults(run):
     code, out, err = run("models")
     rows = [line.split() for line in out.splitlines()]
     found = {row[0]: tuple(map(float, row[2:5])) for row in rows[1:-1]}
-    expected = {"lite0-minilm": vlscore.Lite0MiniLM.defaults} | vlscore.SCENES_MODELS | vlscore.SCENES_MODELS
+    expected = {"lite0-minilm": facts.OFFLINE_DEFAULTS} | vlscore.SCENES_MODELS | vlscore.SCENES_MODELS
     for name in vlscore.CLIP_NAMES:
         is_vit = name.startswith("ViT")
-        expected[name] = vlscore.ClipModel.vit_defaults if is_vit else vlscore.ClipModel.cnn_defaults
+        expected[name] = facts.CLIP_DEFAULTS["vit" if is_vit else "cnn"]
     assert (code, err, found) == (0, "", expected)
     assert rows[0][2:5] == ["τ", "α", "refined"]
     assert rows[-1][0] == "PATH"
@@ -153,7 +155,7 @@ def test_models_says_which_weights_are_here(run, monkeypatch, tmp_path, cached):
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version(capsys, option):
     with pytest.raises(SystemExit) as end:
-        vlscore.main([option])
+        vlscore_cli.main([option])
     assert end.value.code == 0
     assert "vlscore" in capsys.readouterr().out
 
@@ -383,7 +385,7 @@ def test_clip_without_a_network(fails, monkeypatch, tmp_path, chelsea):
 
 def test_auto_says_which_model_it_took_and_why(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(vlscore, "Lite0MiniLM", lambda name, device: name)
+    monkeypatch.setattr(lite0_minilm, "Lite0MiniLM", lambda name, device: name)
     assert vlscore.load_model("auto") == "lite0-minilm"
     out, err = capsys.readouterr()
     assert out == ""
@@ -413,7 +415,7 @@ def test_an_error_of_ours_is_1(fails, offline, monkeypatch, chelsea):
 def test_progress_is_shown_on_a_terminal_only(monkeypatch, terminal):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    bar = vlscore._progress(range(5))
+    bar = vlscore_cli.show_progress(range(5))
     bar.start_t = bar.last_print_t = 0  # more than two seconds ago
     assert list(bar) == list(range(5))
     assert ("encoding masked images" in sys.stderr.getvalue()) == terminal

@@ -15,10 +15,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import scenes
 from PIL import Image, ImageFile
 
 import vlscore
+from vlscore_lib import scenes
+from vlscore_lib.datasets import imagenet, reading
+from vlscore_lib.datasets import voc as voc_room
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared/imagenet-val-300"
@@ -246,7 +248,7 @@ def test_without_sizes_wsolevaluation_tells_boxes_in_the_files_own_pixels(ten, t
     assert facts(vlscore.read_dataset(root)) == truth
 
 
-@pytest.mark.parametrize("boxes", vlscore.BOX_FOLDERS)
+@pytest.mark.parametrize("boxes", imagenet.BOX_FOLDERS)
 def test_the_xml_files_are_found_in_each_of_their_folders(ten, truth, tmp_path, boxes):
     write_official(ten, tmp_path, boxes)
     copy(ten / CLASS_LIST, tmp_path / CLASS_LIST)
@@ -312,7 +314,7 @@ def test_two_photos_of_one_name_are_told(official):
     ],
 )
 def test_the_checksum_tells_another_truth(change):
-    photo = vlscore.Annotated(
+    photo = vlscore.AnnotatedPhoto(
         Path("a/photo.png"), "cat", [("cat", (0, 0, 1, 1)), ("dog", (0, 0, 1, 1))], (8, 8)
     )
     one = vlscore.Dataset("official", [photo], {"cat": ["cat"], "dog": ["dog"]}, [])
@@ -486,7 +488,7 @@ def test_a_photo_too_large_to_be_decoded_is_told(official, monkeypatch):
 
 def test_checking_in_threads_leaves_python_s_warnings_as_they_were(ten, monkeypatch):
     """Python's filters are the process's own: here, the second photo's check begins and ends the later."""
-    annotate, load = vlscore.annotate, ImageFile.ImageFile.load
+    annotate, load = voc_room.annotate, ImageFile.ImageFile.load
     begun, turns, loads = [threading.Event(), threading.Event()], itertools.count(), itertools.count()
 
     def annotate_in_turn(listed):
@@ -502,7 +504,7 @@ def test_checking_in_threads_leaves_python_s_warnings_as_they_were(ten, monkeypa
         return load(image)
 
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(vlscore, "annotate", annotate_in_turn)
+    monkeypatch.setattr(reading, "annotate", annotate_in_turn)
     monkeypatch.setattr(ImageFile.ImageFile, "load", load_in_turn)
     with warnings.catch_warnings():
         before = list(warnings.filters)

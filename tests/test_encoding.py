@@ -21,6 +21,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import vlscore
+from vlscore_lib import masks, selection
+from vlscore_lib.models.base import Preprocessing
+from vlscore_lib.models.facts import Defaults
 
 CAT = "an image of a cat."
 
@@ -123,7 +126,7 @@ def process64(A, rows, e=None):
     energy = (A.reshape(len(A), -1).astype(np.float64) ** 2).sum(0)
     kernel = RBF(0.5 / np.sqrt(energy / energy.sum()))  # a length for each cell
     known = np.zeros((len(rows), 1)) if e is None else e - e.mean(0)
-    process = GaussianProcessRegressor(kernel, alpha=vlscore.NOISE, optimizer=None).fit(cells[rows], known)
+    process = GaussianProcessRegressor(kernel, alpha=selection.NOISE, optimizer=None).fit(cells[rows], known)
     return process.predict(cells, return_std=True)
 
 
@@ -227,7 +230,7 @@ def test_temperature_1_is_the_default(case):
 @pytest.mark.parametrize("size", [(3, 3), (7, 7), (4, 5), (2, 9)])
 def test_masks_equal_the_reference(size):
     maps = torch.randn(5, *size, generator=torch.Generator().manual_seed(0))
-    found = vlscore.masks(maps, 50)
+    found = vlscore.make_masks(maps, 50)
     np.testing.assert_allclose(found.numpy(), masks64(maps.double().numpy(), 50), atol=1e-6, rtol=0)
     assert found.min() == 0
     assert found.max() <= 1
@@ -277,18 +280,14 @@ def test_pytorch_grad_cam_gives_the_same_weights_and_saliency(rn, chelsea):
 class Toy(vlscore.Model):
     """Six maps of 8×8 from 8×8 pixels: small, and with nothing to upsample."""
 
-    mean, std = (127.0,) * 3, (64.0,) * 3
-
     def __init__(self):
         torch.manual_seed(3)
         layers = [torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten()]
         visual = torch.nn.Sequential(*layers, torch.nn.Linear(384, 5))
-        super().__init__("toy", visual, 8, "cpu", 1.0, 0.5, 0.5)
+        preprocessing = Preprocessing(8, mean=(127.0,) * 3, std=(64.0,) * 3)
+        super().__init__("toy", visual, "cpu", preprocessing, Defaults(1.0, 0.5, 0.5))
 
-    def join(self, features):
-        return features
-
-    def _taps(self):
+    def layer_modules(self):
         return {"relu": self.visual[1]}
 
 
@@ -327,7 +326,7 @@ def with_constants(rn, chelsea, monkeypatch):
 
 def test_a_constant_map_is_a_mask_of_zeros():
     for value in (0.0, 0.1, -3.7, 1e6, 1e-9):
-        assert (vlscore.masks(torch.full((1, 3, 3), value), 96) == 0).all()
+        assert (vlscore.make_masks(torch.full((1, 3, 3), value), 96) == 0).all()
 
 
 def test_constant_maps_score_exactly_the_base(with_constants, rn):
@@ -346,14 +345,14 @@ def test_constant_maps_are_never_kept(with_constants):
 
 def test_an_image_of_constant_maps_has_no_object(rn, chelsea, monkeypatch):
     """And no batch to encode: OpenVINO cannot run an empty one, nor anything after it."""
-    encoder = rn.encoder("float32")
+    encoder = vlscore.fast_encoder(rn, "float32")
 
     def refuse_nothing(pixels):
         assert len(pixels) > 0
         return encoder(pixels)
 
     monkeypatch.setattr(rn, "feature_maps", lambda *_: torch.full((1, 4, 3, 3), 0.1))
-    monkeypatch.setattr(rn, "encoder", lambda _: refuse_nothing)
+    monkeypatch.setattr(vlscore, "fast_encoder", lambda *_: refuse_nothing)
     encoding = vlscore.encode(rn, chelsea, precision="float32")
     assert vlscore.saliency(encoding, rn.encode_text([CAT])[0]) is None
 
@@ -427,7 +426,7 @@ def test_the_image_and_the_base_embedding_are_the_encoder_s(full, chelsea):
 def test_both_signs_of_a_component_are_scored(vit, chelsea):
     """Their masks are each other's negative, up to the epsilon of the normalisation."""
     encoding = vlscore.encode(vit, chelsea, maps="key", pca=2, precision="float32")
-    plus, minus = vlscore.masks(encoding.maps, 64).unflatten(0, (2, 2)).unbind(1)
+    plus, minus = vlscore.make_masks(encoding.maps, 64).unflatten(0, (2, 2)).unbind(1)
     torch.testing.assert_close(plus + minus, torch.ones_like(plus), atol=1e-5, rtol=0)
     embeddings = encoding.mask_embeddings
     assert (embeddings[0] - embeddings[1]).abs().max() > 1e-3
@@ -488,7 +487,7 @@ def test_several_images_share_batches(full, chelsea):
             seen.append(batch[:, 0].unique().tolist())
             yield batch
 
-    together = vlscore.encode_images(model, images, keep=20, batch_size=16, progress=progress)
+    together = vlscore.encode_images(model, images, vlscore.EncodingOptions(keep=20, batch_size=16), progress)
     assert [0, 1] in seen
     for image, found in zip(images, together):
         alone = vlscore.encode(model, image, keep=20)
@@ -560,7 +559,7 @@ def test_100_encodings_leave_no_hook_and_no_memory(request, name, chelsea):
 def test_one_batch_of_masked_images_at_a_time(rn, chelsea, monkeypatch):
     """So the peak of memory does not grow with the number of maps, here 256."""
     encoded, masked = [], []
-    encoder, masks = rn.encoder("float32"), vlscore.masks
+    encoder, make_masks = vlscore.fast_encoder(rn, "float32"), masks.make_masks
 
     def count_images(pixels):
         encoded.append(len(pixels))
@@ -568,10 +567,10 @@ def test_one_batch_of_masked_images_at_a_time(rn, chelsea, monkeypatch):
 
     def count_masks(maps, size):
         masked.append(len(maps))
-        return masks(maps, size)
+        return make_masks(maps, size)
 
-    monkeypatch.setattr(rn, "encoder", lambda _: count_images)
-    monkeypatch.setattr(vlscore, "masks", count_masks)
+    monkeypatch.setattr(vlscore, "fast_encoder", lambda *_: count_images)
+    monkeypatch.setattr(masks, "make_masks", count_masks)
     found = vlscore.encode(rn, chelsea, precision="float32", batch_size=10)
     varying = int(vlscore.varies(found.maps).sum())
     assert sum(masked) == varying > 100
@@ -593,7 +592,7 @@ def test_progress_sees_every_batch(rn, chelsea):
 
 SENDER = """
 import sys, vlscore
-vlscore.load_model("lite0-minilm", "cpu").encoder()
+vlscore.fast_encoder(vlscore.load_model("lite0-minilm", "cpu"))
 print("openvino" in sys.modules, [each for each in sys.modules if "telemetry" in each and "stub" not in each])
 """
 
@@ -639,14 +638,14 @@ def test_rn50_takes_less_than_3_gigabytes(tmp_path):
 
 def broken(monkeypatch, model, precisions, spoil):
     """Let `spoil` write NaN into the embeddings of the given precisions; returns what was asked for."""
-    asked, encoder = [], model.encoder
+    asked, encoder = [], vlscore.fast_encoder
 
-    def choose(precision):
+    def choose(_, precision):
         asked.append(precision)
-        run = encoder("float32")
+        run = encoder(model, "float32")
         return (lambda pixels: spoil(run(pixels))) if precision in precisions else run
 
-    monkeypatch.setattr(model, "encoder", choose)
+    monkeypatch.setattr(vlscore, "fast_encoder", choose)
     return asked
 
 

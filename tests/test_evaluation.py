@@ -19,7 +19,6 @@ import distributed
 import numpy as np
 import pandas
 import pytest
-import scenes
 import torch
 import torch.nn.functional as F
 from scipy import stats
@@ -27,6 +26,9 @@ from test_command_line import one_line
 from test_metrics import torchvision_iou
 
 import vlscore
+import vlscore_cli
+from vlscore_lib import prompts, scenes
+from vlscore_lib.evaluation import baselines, workers
 
 # Few maps and thresholds, for runs that are about files: as options, and on the command line.
 QUICK = {"keep": 4, "thresholds": (0.3, 0.6)}
@@ -174,14 +176,16 @@ def test_top5_are_the_classes_of_highest_cosine_in_order(undisturbed, scenes_rn,
     dataset = vlscore.read_dataset(drawn)
     texts = np.stack([text_of(scenes_rn, names).numpy() for names in dataset.classes.values()])
     pixels = torch.stack([scenes_rn.preprocess(photo.path) for photo in dataset.photos])
-    cosines = scenes_rn.encoder()(pixels).numpy() @ texts.T  # bfloat16 orders near ties in its own way
+    cosines = (
+        vlscore.fast_encoder(scenes_rn)(pixels).numpy() @ texts.T
+    )  # bfloat16 orders near ties in its own way
     for found, row in zip(undisturbed[1]["top5"], cosines):
         assert list(found) == [list(dataset.classes)[n] for n in np.argsort(-row)[:5]]
 
 
 @pytest.mark.parametrize("templates", ["report", "clip"])
 def test_a_class_is_embedded_by_all_its_names_in_all_templates(rn, photos, templates):
-    wordings = vlscore.prompt_templates(templates)
+    wordings = prompts.prompt_templates(templates)
     assert len(wordings) == {"report": 1, "clip": 80}[templates]
     assert {"report": "an image of a {}.", "clip": "itap of a {}."}[templates] in wordings
     classes = dict(list(photos.classes.items())[:2])
@@ -236,7 +240,7 @@ def test_a_photo_of_all_classes_has_no_absent_class(rn, photos):
     records = vlscore.evaluate(rn, vlscore.Dataset("official", [photo], shown, []), keep=1)
     assert records["absent_label"][0] == ""
     assert np.isnan([records["absent_score"][0], records["absent_base_score"][0]]).all()
-    assert vlscore.summarize(records, vlscore.Protocol(keep=1).settled(rn))["presence"] is None
+    assert vlscore.summarize(records, vlscore.Protocol(keep=1).resolve(rn))["presence"] is None
 
 
 def test_constant_boxes_have_sides_from_10_to_100_percent(finished, photos):
@@ -254,8 +258,11 @@ def test_where_every_map_is_capped_there_are_no_boxes_and_the_iou_is_0(rn, photo
     photo = photos.photos[0]
     base = vlscore.encode(rn, photo.path, keep=1).base_embedding
     texts = torch.stack([base if each == photo.label else -base for each in photos.classes])
-    protocol = vlscore.Protocol(keep=4).settled(rn)
-    image, job = vlscore.load_image(photo.path), vlscore.Job("rn", protocol, list(photos.classes), texts)
+    protocol = vlscore.Protocol(keep=4).resolve(rn)
+    image, job = (
+        vlscore.load_image(photo.path),
+        workers.EvaluationContext("rn", protocol, list(photos.classes), texts),
+    )
     record = vlscore.measure(rn, photo, False, image, vlscore.encode(rn, image, keep=4), job)
     assert record["score"] <= record["base_score"] == pytest.approx(1, abs=1e-6)
     for tau in (0.01, 1):
@@ -332,7 +339,7 @@ def test_lite0_s_similarity_map_is_the_class_activation_map_of_all_classes(lite0
 def test_a_similarity_map_is_of_the_last_layer_only(rn, seen, chelsea):
     image = vlscore.load_image(chelsea)
     last, other = (
-        vlscore.baselines(rn, image, seen(rn, layer=layer)[1], "squash", some_text(rn))
+        baselines.baseline_maps(rn, image, seen(rn, layer=layer)[1], "squash", some_text(rn))
         for layer in ("layer4", "layer2")
     )
     assert list(last) == ["mean of all maps", "similarity map (CAM)", "Grad-CAM"]
@@ -344,7 +351,7 @@ def test_a_similarity_map_is_of_the_last_layer_only(rn, seen, chelsea):
 def test_the_mean_of_all_maps_by_hand(request, seen, chelsea, name):
     model = request.getfixturevalue(name)
     _, encoding = seen(model)
-    found = vlscore.baselines(model, vlscore.load_image(chelsea), encoding, "squash", some_text(model))
+    found = baselines.baseline_maps(model, vlscore.load_image(chelsea), encoding, "squash", some_text(model))
     mean = encoding.maps.double().numpy().mean(0)
     np.testing.assert_allclose(found["mean of all maps"], np.maximum(mean, 0), atol=1e-6)
     assert mean.max() > 0
@@ -354,7 +361,7 @@ def test_the_mean_of_all_maps_by_hand(request, seen, chelsea, name):
 def gradients(model, pixels, text, layer):
     """The maps (C, h, w) of a layer, and by autograd the cosine's gradients in them."""
     kept = []
-    block = model._taps()[layer]
+    block = model.layer_modules()[layer]
     block = block.ln_1 if model.is_vit else block  # at its output, the last block's patches have no gradient
     handle = block.register_forward_hook(lambda *given: kept.append(given[-1]))
     embedding = model.visual(pixels[None].clone().requires_grad_())[0]
@@ -384,7 +391,7 @@ def check_grad_cam(model, pixels, encoding, layer):
         maps, gradient = gradients(model, pixels, text, layer)
         cam = (gradient.mean((1, 2))[:, None, None] * maps).sum(0).clamp(min=0)  # Selvaraju et al. 2017
         expected = F.interpolate(cam[None, None], image_size, mode="bilinear", align_corners=False)[0, 0]
-        found = vlscore.peer_cam("GradCAM", model, pixels, text, layer)
+        found = vlscore.compute_cam("GradCAM", model, pixels, text, layer)
         assert found.shape == image_size
         if cam.max() > cam.min():
             shown += 1
@@ -397,7 +404,7 @@ def check_grad_cam(model, pixels, encoding, layer):
 def test_grad_cam_of_a_vit_shows_something_at_its_last_layer(vit, seen):
     """Only the class token leaves a ViT: at the last block's output, the patches have no gradient."""
     pixels, _ = seen(vit)
-    found = [vlscore.peer_cam("GradCAM", vit, pixels, some_text(vit, n), vit.layers[-1]) for n in range(8)]
+    found = [vlscore.compute_cam("GradCAM", vit, pixels, some_text(vit, n), vit.layers[-1]) for n in range(8)]
     assert any(cam.max() > 0 for cam in found)
 
 
@@ -420,7 +427,7 @@ def gscorecam_by_hand(model, pixels, text, layer, k):
 def test_gscorecam_scores_the_maps_of_largest_mean_gradient(rn, seen, k):
     pixels, _ = seen(rn)
     _, expected = gscorecam_by_hand(rn, pixels, some_text(rn), "layer1", k)
-    found = vlscore.gscorecam(rn, pixels, some_text(rn), "layer1", k).numpy()
+    found = vlscore.compute_gscorecam(rn, pixels, some_text(rn), "layer1", k).numpy()
     assert expected.max() > 0
     np.testing.assert_allclose(found, expected, atol=2e-3 * expected.max())
 
@@ -428,19 +435,19 @@ def test_gscorecam_scores_the_maps_of_largest_mean_gradient(rn, seen, k):
 def test_gscorecam_of_a_vit(vit, seen):
     pixels, _ = seen(vit)
     _, expected = gscorecam_by_hand(vit, pixels, some_text(vit), "0", 10)
-    found = vlscore.gscorecam(vit, pixels, some_text(vit), "0", 10).numpy()
+    found = vlscore.compute_gscorecam(vit, pixels, some_text(vit), "0", 10).numpy()
     assert expected.max() > 0
     np.testing.assert_allclose(found, expected, atol=2e-3 * expected.max())
 
 
 def test_gscorecam_takes_all_maps_where_there_are_fewer_than_k(rn, seen):
     pixels, text = seen(rn)[0], some_text(rn)
-    every, more = (vlscore.gscorecam(rn, pixels, text, "layer1", k) for k in (32, 300))
+    every, more = (vlscore.compute_gscorecam(rn, pixels, text, "layer1", k) for k in (32, 300))
     assert torch.equal(every, more)
 
 
 def test_peers_are_measured_on_the_first_photos_only(rn, photos, tmp_path):
-    options = {"layer": "layer1", "peers": 2, **QUICK}
+    options = {"layer": "layer1", "slow_baselines": 2, **QUICK}
     records = vlscore.evaluate(rn, photos, tmp_path / "run", **options)
     before = contents(tmp_path / "run")
     summary = json.loads(before["summary.json"])
@@ -493,7 +500,7 @@ OTHERS = {
     "thresholds": ({"thresholds": (0.6,)}, r"thresholds \[0.3, 0.6\], not \[0.6\]"),
     "seed": ({"seed": 1}, "seed 0, not 1"),
     "templates": ({"templates": "clip"}, "templates report, not clip"),
-    "peers": ({"peers": 1}, "peers 0, not 1"),
+    "slow_baselines": ({"slow_baselines": 1}, "peers 0, not 1"),
 }
 
 
@@ -598,7 +605,7 @@ def test_a_flipped_bit_in_a_part_s_data_is_told_or_harmless(finished_copy):
         flipped[position] ^= 16
         part.write_bytes(flipped)
         try:
-            same_records(vlscore.read_part(part), whole)
+            same_records(vlscore.read_shard(part), whole)
         except vlscore.VLScoreError:
             told += 1
     assert told > 10
@@ -637,7 +644,7 @@ def test_parts_without_parameters_are_told(rn, photos, finished_copy):
 
 def test_a_thousand_photos_and_more_are_at_most_a_thousand_parts(rn, photos):
     every = vlscore.Dataset("official", photos.photos * 1000, photos.classes, [])
-    protocol = vlscore.Protocol(peers=20)
+    protocol = vlscore.Protocol(slow_baselines=20)
     parts = vlscore.Run(rn, every, protocol).parts
     assert len(parts) == 1000
     assert [photo for part in parts for photo, _ in part] == every.photos
@@ -1113,7 +1120,7 @@ def test_compare_tells_of_what_is_no_finished_run(run, finished, finished_copy, 
 @pytest.fixture(scope="module")
 def client():
     """Of the cluster that ``--workers 2`` starts: two processes of one thread."""
-    with vlscore._cluster(SimpleNamespace(workers=2, scheduler=None)) as client:
+    with vlscore_cli.start_cluster(SimpleNamespace(workers=2, scheduler=None)) as client:
         processes = set(client.run(os.getpid).values())
         assert len(processes - {os.getpid()}) == 2
         yield client
@@ -1173,9 +1180,9 @@ def test_a_full_disk_is_not_taken_for_a_missing_scheduler(
 
 def test_the_program_runs_functions_of_the_module_and_not_of_main(monkeypatch):
     """Those of ``__main__`` would be others in a worker."""
-    monkeypatch.setattr(vlscore, "main", lambda: 77)
+    monkeypatch.setattr(vlscore_cli, "main", lambda: 77)
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(vlscore.__file__, run_name="__main__")
+        runpy.run_path(vlscore_cli.__file__, run_name="__main__")
     assert end.value.code == 77
 
 

@@ -388,30 +388,30 @@ def test_feature_maps_leave_no_hook(vit):
 
 
 def test_sources_of_a_vit_are_the_report_s(vit):
-    assert list(vlscore.sources(vit, pca=2)) == [*vlscore.MAPS, *(f"{maps}, pca=2" for maps in TOKENS)]
-    for options in vlscore.sources(vit, pca=2).values():
+    assert list(vlscore.list_sources(vit, pca=2)) == [*vlscore.MAPS, *(f"{maps}, pca=2" for maps in TOKENS)]
+    for options in vlscore.list_sources(vit, pca=2).values():
         assert vit.feature_maps(noise(vit), **options).shape[2:] == (4, 4)
 
 
 def test_a_cnn_has_one_source(rn, lite0):
-    assert vlscore.sources(rn) == vlscore.sources(lite0) == {"activation": {"maps": "activation"}}
+    assert vlscore.list_sources(rn) == vlscore.list_sources(lite0) == {"activation": {"maps": "activation"}}
 
 
 def test_the_case_study_shows_the_chosen_maps_and_the_saliency_of_each_prompt(rn, vit, chelsea):
     prompts = ["an image of a cat.", "a dog"]
     rows = {}
     for name, model, options in (("CNN", rn, {"keep": 8}), ("heads", vit, {"maps": "attention"})):
-        rows[name] = vlscore.encode(model, chelsea, **options), model.encode_text(prompts)
-    axes = np.array(vlscore.case_study(chelsea, rows, prompts, count=3).axes).reshape(2, 5)
+        encoding, texts = vlscore.encode(model, chelsea, **options), model.encode_text(prompts)
+        rows[name] = encoding, [vlscore.saliency(encoding, text, encoding.temperature) for text in texts]
+    axes = np.array(vlscore.draw_case_study(chelsea, rows, prompts, count=3).axes).reshape(2, 5)
     assert [panel.get_title().split() for panel in axes[0, 3:]] == [prompt.split() for prompt in prompts]
     assert [row[0].get_ylabel() for row in axes] == list(rows)
-    for row, (encoding, texts) in zip(axes, rows.values()):
+    for row, (encoding, saliencies) in zip(axes, rows.values()):
         expected = encoding.maps[greedy64(encoding.maps.numpy(), min(3, len(encoding.maps)))]
         for panel, one in zip(row, expected):
             shown = panel.images[1].get_array()
             np.testing.assert_allclose(shown, vlscore.heat_map(one, encoding.input_size), atol=1e-6)
-        for panel, text in zip(row[3:], texts):
-            found = vlscore.saliency(encoding, text, encoding.temperature)
+        for panel, found in zip(row[3:], saliencies):
             assert len(panel.images) == 1 + (found is not None)
             if found is not None:
                 heat = vlscore.heat_map(found, encoding.input_size)
@@ -421,4 +421,4 @@ def test_the_case_study_shows_the_chosen_maps_and_the_saliency_of_each_prompt(rn
 
 def test_the_case_study_can_show_maps_alone(vit, chelsea):
     rows = {"keys": (vlscore.encode(vit, chelsea, maps="key", keep=4), ())}
-    assert len(vlscore.case_study(chelsea, rows, count=2).axes) == 2
+    assert len(vlscore.draw_case_study(chelsea, rows, count=2).axes) == 2

@@ -39,7 +39,7 @@ def test_temperature_and_threshold_are_those_of_the_tuning_set():
 def test_the_best_constant_box_is_that_of_most_hits():
     def photo(share):
         size = 224, 224
-        return vlscore.Annotated(None, "a", [("a", vlscore.constant_box(share, size))], size)
+        return vlscore.AnnotatedPhoto(None, "a", [("a", vlscore.constant_box(share, size))], size)
 
     best, hits = measure_scenes.best_constant_box([photo(0.3), photo(0.3), photo(0.9)])
     assert best == pytest.approx(0.3, abs=0.1)
@@ -48,7 +48,7 @@ def test_the_best_constant_box_is_that_of_most_hits():
 
 def test_a_scene_is_swept_as_localize_finds(monkeypatch, tmp_path, rn):
     """At each temperature and threshold, box IoU and peak are those of `saliency` and `find_boxes`."""
-    import scenes
+    from vlscore_lib import scenes
 
     scenes.write_scenes(tmp_path / "scenes", 1, 7, (120, 90), objects=2)
     photo = vlscore.read_dataset(tmp_path / "scenes").photos[0]
@@ -61,6 +61,6 @@ def test_a_scene_is_swept_as_localize_finds(monkeypatch, tmp_path, rn):
         saliency = vlscore.saliency(encoding, texts[photo.label], TEMPERATURES[t])
         boxes = vlscore.find_boxes(saliency, encoding, THRESHOLDS[a])
         assert found["iou"][t, a] == pytest.approx(vlscore.box_iou(boxes, photo.boxes))
-        x, y = vlscore.peak(saliency, encoding)
+        x, y = vlscore.find_peak(saliency, encoding)
         (x0, y0, x1, y1) = photo.boxes[0]
         assert found["peaks"][0][t] == (x0 <= x <= x1 and y0 <= y <= y1)

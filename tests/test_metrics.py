@@ -149,7 +149,7 @@ def test_auroc_by_hand(positive, negative, area):
 
 @pytest.mark.parametrize("n", [1, 2, 24, 1000])
 def test_a_resample_draws_as_many_images_as_there_are(n):
-    draws = list(vlscore.resamples(n, count=20))
+    draws = list(vlscore.resample(n, count=20))
     assert len(draws) == 20
     for draw in draws:
         assert draw.shape == (n,)
@@ -159,14 +159,14 @@ def test_a_resample_draws_as_many_images_as_there_are(n):
 
 
 def test_resamples_are_those_of_the_seed():
-    first, again, other = (np.stack(list(vlscore.resamples(30, 9, seed))) for seed in (3, 3, 4))
+    first, again, other = (np.stack(list(vlscore.resample(30, 9, seed))) for seed in (3, 3, 4))
     assert (first == again).all()
     assert (first != other).any()
     assert len(np.unique(first, axis=0)) == 9
 
 
 def test_images_are_drawn_evenly_and_with_replacement():
-    draws = np.stack(list(vlscore.resamples(40, 5000)))
+    draws = np.stack(list(vlscore.resample(40, 5000)))
     np.testing.assert_allclose(draws.mean(0), 1, atol=0.07)
     # Multinomial: an image is left out with a chance of (1 - 1/n)^n, and the count's variance is 1 - 1/n.
     assert (draws == 0).mean() == pytest.approx((1 - 1 / 40) ** 40, abs=0.005)
@@ -181,7 +181,7 @@ def test_the_interval_is_the_middle_95_percent():
 
 def test_the_interval_of_a_bootstrapped_mean_equals_scipy_s():
     values = np.random.default_rng(5).gamma(1.0, size=60)
-    low, high = vlscore.interval([draw @ values / 60 for draw in vlscore.resamples(60, 5000)])
+    low, high = vlscore.interval([draw @ values / 60 for draw in vlscore.resample(60, 5000)])
     expected = stats.bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=1)
     spread = expected.confidence_interval.high - expected.confidence_interval.low
     assert low == pytest.approx(expected.confidence_interval.low, abs=0.05 * spread)

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 import vlscore
+from vlscore_lib.models import checkpoints as checkpoint_room
+from vlscore_lib.models import facts, fast_encoder, lite0_minilm, openai_clip, registry
 
 PROMPTS = ["an image of a cat.", "a red car on a long road under a grey sky", "🐱"]
 
@@ -74,7 +76,7 @@ def test_encode_text_equals_clip(clip_model, own_clip):
 
 
 def test_compiled_encoder_equals_encode_image(model, monkeypatch):
-    compiled = model.encoder("float32")
+    compiled = vlscore.fast_encoder(model, "float32")
     monkeypatch.setattr(model, "encode_image", None)  # it cannot be what we compare with
     found = compiled(noise(model, 3))  # a batch of another size than the one traced
     monkeypatch.undo()
@@ -84,8 +86,8 @@ def test_compiled_encoder_equals_encode_image(model, monkeypatch):
 
 def test_compiled_encoder_s_outputs_are_its_own(rn):
     """The next call must not write over the last one's result."""
-    rn.encoder("float32")
-    run, pixels = rn._compiled["float32"], noise(rn)
+    vlscore.fast_encoder(rn, "float32")
+    run, pixels = fast_encoder.compiled(rn, "float32"), noise(rn)
     first = run(pixels)
     kept = first.clone()
     run(-pixels)
@@ -93,25 +95,27 @@ def test_compiled_encoder_s_outputs_are_its_own(rn):
 
 
 def test_encoder_is_compiled_once(rn, monkeypatch):
-    rn.encoder("float32")
-    monkeypatch.setattr(vlscore, "compile_openvino", None)
-    assert rn.encoder("float32")(noise(rn)).shape == (2, 64)
+    vlscore.fast_encoder(rn, "float32")
+    monkeypatch.setattr(fast_encoder, "compile_openvino", None)
+    assert vlscore.fast_encoder(rn, "float32")(noise(rn)).shape == (2, 64)
 
 
 @pytest.fixture
 def without_openvino(monkeypatch):
-    monkeypatch.setattr(vlscore, "find_spec", lambda name: None if name == "openvino" else find_spec(name))
-    monkeypatch.setattr(vlscore, "compile_openvino", None)
+    monkeypatch.setattr(
+        fast_encoder, "find_spec", lambda name: None if name == "openvino" else find_spec(name)
+    )
+    monkeypatch.setattr(fast_encoder, "compile_openvino", None)
 
 
 def test_encoder_without_openvino_is_pytorch(clip_model, without_openvino):
     pixels = noise(clip_model)
-    assert torch.equal(clip_model.encoder("float32")(pixels), clip_model.encode_image(pixels))
+    assert torch.equal(vlscore.fast_encoder(clip_model, "float32")(pixels), clip_model.encode_image(pixels))
 
 
 def test_bfloat16_without_openvino_is_close(clip_model, without_openvino):
     pixels = noise(clip_model)
-    found, exact = clip_model.encoder("bfloat16")(pixels), clip_model.encode_image(pixels)
+    found, exact = vlscore.fast_encoder(clip_model, "bfloat16")(pixels), clip_model.encode_image(pixels)
     assert found.dtype == torch.float32
     assert not torch.equal(found, exact)  # bfloat16 was used
     assert ((found * exact).sum(1) > 0.99).all()
@@ -120,7 +124,7 @@ def test_bfloat16_without_openvino_is_close(clip_model, without_openvino):
 def test_bfloat16_with_openvino_is_close(clip_model):
     """Where the CPU has no bfloat16, OpenVINO may compute in float32."""
     pixels = noise(clip_model)
-    found, exact = clip_model.encoder("bfloat16")(pixels), clip_model.encode_image(pixels)
+    found, exact = vlscore.fast_encoder(clip_model, "bfloat16")(pixels), clip_model.encode_image(pixels)
     assert found.dtype == torch.float32
     assert ((found * exact).sum(1) > 0.99).all()
 
@@ -352,7 +356,7 @@ def test_weights_of_a_state_dict_are_not_rounded(clip_model, checkpoints):
 
 
 def test_weights_of_an_archive_are_those_of_the_state_dict(archive, checkpoints):
-    assert vlscore._is_torchscript(archive)
+    assert checkpoint_room.is_torchscript(archive)
     assert "input_resolution" in torch.jit.load(archive).state_dict()
     assert_weights(vlscore.load_model(str(archive)), checkpoints["vit"])
 
@@ -369,8 +373,8 @@ def test_fp16_weights_are_computed_with_in_float32(checkpoints, tmp_path):
 def test_a_loaded_model_tells_what_it_is(rn, vit, checkpoints):
     assert (rn.name, rn.input_size, rn.is_vit) == (str(checkpoints["rn"]), 96, False)
     assert (vit.name, vit.input_size, vit.is_vit) == (str(checkpoints["vit"]), 64, True)
-    assert (rn.temperature, rn.threshold, rn.refined_threshold) == vlscore.ClipModel.cnn_defaults
-    assert (vit.temperature, vit.threshold, vit.refined_threshold) == vlscore.ClipModel.vit_defaults
+    assert (rn.temperature, rn.threshold, rn.refined_threshold) == facts.CLIP_DEFAULTS["cnn"]
+    assert (vit.temperature, vit.threshold, vit.refined_threshold) == facts.CLIP_DEFAULTS["vit"]
     assert not any(weight.requires_grad for weight in rn.clip.parameters())
     assert not rn.clip.training
 
@@ -569,10 +573,10 @@ def test_no_network_tells_where_to_put_the_weights(monkeypatch, tmp_path):
 @pytest.fixture
 def loaders(monkeypatch, tmp_path):
     """Stand-ins for the two loaders; a cache folder of its own."""
-    monkeypatch.setattr(vlscore, "clip_file", lambda name: tmp_path / "cache" / f"{name}.pt")
-    monkeypatch.setattr(vlscore, "_download_clip", lambda name: f"weights of {name}")
-    monkeypatch.setattr(vlscore, "ClipModel", lambda name, weights, device: (name, weights))
-    monkeypatch.setattr(vlscore, "Lite0MiniLM", lambda name, device: (name, "offline"))
+    monkeypatch.setattr(registry, "clip_file", lambda name: tmp_path / "cache" / f"{name}.pt")
+    monkeypatch.setattr(openai_clip, "download_clip", lambda name: f"weights of {name}")
+    monkeypatch.setattr(openai_clip, "ClipModel", lambda name, weights, device: (name, weights))
+    monkeypatch.setattr(lite0_minilm, "Lite0MiniLM", lambda name, device: (name, "offline"))
     return tmp_path / "cache"
 
 
@@ -600,7 +604,7 @@ def test_auto_is_lite0_when_clip_s_weights_cannot_be_used(loaders, monkeypatch, 
     def unusable(_):
         raise vlscore.VLScoreError("cut short")
 
-    monkeypatch.setattr(vlscore, "_download_clip", unusable)
+    monkeypatch.setattr(openai_clip, "download_clip", unusable)
     assert vlscore.load_model("auto") == ("lite0-minilm", "offline")
     err = capsys.readouterr().err
     assert err.endswith(f"vlscore: model lite0-minilm (no usable weights of CLIP RN50 in {loaders})\n")

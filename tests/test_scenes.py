@@ -3,12 +3,13 @@
 import colorsys
 import math
 
+import draw_scenes
 import numpy as np
 import pytest
-import scenes
 from PIL import Image
 
 import vlscore
+from vlscore_lib import scenes
 
 ANY = (224, 224)
 
@@ -37,7 +38,7 @@ def draw(number, objects=None, size=ANY):
 
 def test_two_runs_with_one_seed_give_the_same_bytes(tmp_path):
     for name in ("first", "second"):
-        assert scenes.main([str(tmp_path / name), "--count", "6", "--seed", "3"]) == 0
+        assert draw_scenes.main([str(tmp_path / name), "--count", "6", "--seed", "3"]) == 0
     assert files(tmp_path / "first") == files(tmp_path / "second")
 
 
@@ -76,7 +77,7 @@ def test_nothing_is_left_when_drawing_fails(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device", "somewhere")
 
     monkeypatch.setattr(scenes, "annotation", fail)
-    assert scenes.main([str(tmp_path / "set"), "--count", "2"]) == 2
+    assert draw_scenes.main([str(tmp_path / "set"), "--count", "2"]) == 2
     assert not list(tmp_path.iterdir())
 
 
@@ -93,9 +94,9 @@ def test_nothing_is_left_when_drawing_fails(tmp_path, monkeypatch):
     ],
 )
 def test_a_bad_option_is_told_in_a_line(tmp_path, capsys, arguments, said):
-    assert scenes.main([str(tmp_path / "set"), *arguments]) == 2
+    assert draw_scenes.main([str(tmp_path / "set"), *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("scenes.py: ")
+    assert error.startswith("draw_scenes.py: ")
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "set").exists()
@@ -103,9 +104,9 @@ def test_a_bad_option_is_told_in_a_line(tmp_path, capsys, arguments, said):
 
 def test_scenes_of_two_seeds_are_not_mixed(tmp_path, capsys):
     (tmp_path / "set").mkdir()
-    assert scenes.main([str(tmp_path / "set"), "--count", "1"]) == 0  # an empty folder will do
+    assert draw_scenes.main([str(tmp_path / "set"), "--count", "1"]) == 0  # an empty folder will do
     before = files(tmp_path / "set")
-    assert scenes.main([str(tmp_path / "set"), "--count", "1", "--seed", "2"]) == 2
+    assert draw_scenes.main([str(tmp_path / "set"), "--count", "1", "--seed", "2"]) == 2
     assert "is no empty folder" in capsys.readouterr().err
     assert files(tmp_path / "set") == before
 
@@ -218,7 +219,7 @@ def test_objects_are_inside_close_and_hardly_overlap(objects, size):
 
 
 def test_same_scenes_have_one_class(tmp_path):
-    assert scenes.main([str(tmp_path / "same"), "--count", "4", "--objects", "3", "--same"]) == 0
+    assert draw_scenes.main([str(tmp_path / "same"), "--count", "4", "--objects", "3", "--same"]) == 0
     for photo in vlscore.read_dataset(tmp_path / "same").photos:
         assert [label for label, _ in photo.objects] == [photo.label] * 3
         assert len(photo.boxes) == 3

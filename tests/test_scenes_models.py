@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
-import scenes
 import torch
 
 import vlscore
+import vlscore_cli
+from vlscore_lib import scenes
 
 MODELS = Path(__file__).parents[1] / "data" / "models"
 # Well below what the card says, so that a few scenes more or less do not decide.
@@ -77,7 +78,7 @@ def test_the_prompt_decides_where_the_saliency_is(model, pairs):
             if found is None:
                 continue
             boxes = [photo.boxes_of(each)[0] for each in (label, rest)]
-            hit = vlscore.box_at(vlscore.peak(found, encoding), boxes)
+            hit = vlscore.find_box_at(vlscore.find_peak(found, encoding), boxes)
             asked, other = asked + (hit == 0), other + (hit == 1)
     print(f"{model.name}: peak on the asked object {asked}, on the other {other} of {2 * len(pairs)}")
     assert asked > 2 * other
@@ -90,7 +91,7 @@ def test_text_to_boxes_on_the_command_line(model, single, capsys):
     # The weighted sum of a ViT's block output may be negative everywhere, which leaves no box;
     # attention is positive.
     arguments += ["--maps", "attention"] if model.is_vit else ["--layer", "layer3"]
-    assert vlscore.main(arguments) == 0
+    assert vlscore_cli.main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["model"] == model.name
     assert found["results"][0]["present"]
@@ -101,5 +102,5 @@ def test_words_that_it_never_saw_are_told(model, single, capsys):
     assert model.unknown_words("an image of a scarlet hoop.") == []
     assert model.unknown_words("an image of a fluffy red cat.") == ["fluffy", "cat."]
     arguments = ["localize", str(single[0].path), "an image of a cat.", "--model", model.name, "--keep", "4"]
-    assert vlscore.main(arguments) == 0
+    assert vlscore_cli.main(arguments) == 0
     assert f"{model.name} does not know 'cat.': left out of the prompt" in capsys.readouterr().err

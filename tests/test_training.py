@@ -3,13 +3,14 @@
 import dataclasses
 
 import pytest
-import scenes
 import torch
 import torch.nn.functional as F
 import train_scenes
 from train_scenes import Recipe
 
 import vlscore
+from vlscore_lib import scenes
+from vlscore_lib.models import facts
 
 TINY = Recipe(scenes=40, cycles=(4,), batch=8, rate=1e-3, chunk=20, every=2)
 
@@ -126,7 +127,7 @@ def test_released_weights_are_the_trained_ones(tmp_path, monkeypatch):
         block.attn.in_proj_bias.data.normal_()
     (tmp_path / "data" / "models").mkdir(parents=True)
     train_scenes.release(clip, tmp_path / "data" / "models" / "scenes-vit.safetensors")
-    monkeypatch.setattr(vlscore, "__file__", str(tmp_path / "vlscore.py"))
+    monkeypatch.setattr(facts, "__file__", str(tmp_path / "vlscore_lib" / "models" / "facts.py"))
     model = vlscore.load_model("scenes-vit", "cpu")
     assert model.input_size == 80
     pixels = torch.randn(2, 3, 80, 80, generator=torch.Generator().manual_seed(0))
@@ -140,7 +141,7 @@ def test_released_weights_are_the_trained_ones(tmp_path, monkeypatch):
 
 
 def test_a_missing_or_damaged_file_is_told_in_a_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(vlscore, "__file__", str(tmp_path / "vlscore.py"))
+    monkeypatch.setattr(facts, "__file__", str(tmp_path / "vlscore_lib" / "models" / "facts.py"))
     with pytest.raises(vlscore.VLScoreError, match=r"scenes-rn\.safetensors cannot be loaded"):
         vlscore.load_model("scenes-rn")
     (tmp_path / "data" / "models").mkdir(parents=True)

@@ -1,7 +1,7 @@
 """Measure speed and fidelity on this machine, all in one run.
 
-    python data/bench.py                       # all, an hour on two cores
-    python data/bench.py --models lite0-minilm --rounds 3 --photos imagenet
+    python scripts/bench.py                       # all, an hour on two cores
+    python scripts/bench.py --models lite0-minilm --rounds 3 --photos imagenet
 
 Speed: each method runs in a process of its own, round after round, so that a noisy moment meets them
 all and a peak of memory is one method's.  RN50 and ViT-B/16 have random weights, right for time only.
@@ -24,10 +24,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import scenes
 import torch
 
 import vlscore
+from vlscore import scenes
 
 FAST = 64  # maps that go through the encoder on the fast path
 SIZES = {  # of CLIP: embedding, input, layers, width, patch, and the text encoder
@@ -70,16 +70,16 @@ def answer(encoding, text):
 def grad_cam(model, image, text):
     """pytorch-grad-cam's ScoreCAM at its defaults."""
     pixels, layer = model.preprocess(image), model.layers[-1]
-    return vlscore.peer_cam("ScoreCAM", model, pixels, text, layer), None
+    return vlscore.compute_cam("ScoreCAM", model, pixels, text, layer), None
 
 
 def torchcam(model, image, text):
     """torchcam's ScoreCAM at its defaults."""
     from torchcam.methods import ScoreCAM
 
-    scorer = vlscore.Scorer(model, text)
+    scorer = vlscore.CosineScorer(model, text)
     pixels = model.preprocess(image)[None].to(model.device)
-    with ScoreCAM(scorer, vlscore.gradient_tap(model, model.layers[-1])) as cam:
+    with ScoreCAM(scorer, model.gradient_module(model.layers[-1])) as cam:
         return cam(0, scorer(pixels))[0][0], None
 
 
@@ -90,7 +90,7 @@ def plain_loop(model, image, text):
     base = (model.encode_image(torch.zeros_like(pixels)[None]).cpu() @ text)[0]
     total, weight = torch.zeros(maps.shape[1:]), 0.0
     for each in maps:
-        masked = pixels * vlscore.masks(each[None], model.input_size)[0]
+        masked = pixels * vlscore.make_masks(each[None], model.input_size)[0]
         score = (model.encode_image(masked[None]).cpu() @ text)[0]
         if score > base:
             power = ((score - base) / model.temperature).exp()
@@ -112,7 +112,7 @@ def measure(name: str, method: str, photo: Path, folder: Path) -> dict:
     model = load(name, folder)
     texts = model.encode_text(list(PROMPTS)).cpu()
     image, blank = (vlscore.load_image(photo), torch.zeros(16, 3, *[model.input_size] * 2))
-    model.encoder()(blank)  # compiles
+    vlscore.fast_encoder(model)(blank)  # compiles
     model.encode_image(blank)
     loaded = peak()
     first, (heat, further) = timed(METHODS[method], model, image, texts[0])

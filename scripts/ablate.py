@@ -1,7 +1,7 @@
 """Measure the parts of the refinement one by one: data/ablation.json, the tables of chapter 03.
 
-    python data/ablate.py photos ROOT      # a CNN's parts, lite0-minilm on photos with boxes
-    python data/ablate.py scenes           # ideas for a ViT's maps, scenes-vit on 200 drawn scenes
+    python scripts/ablate.py photos ROOT      # a CNN's parts, lite0-minilm on photos with boxes
+    python scripts/ablate.py scenes           # ideas for a ViT's maps, scenes-vit on 200 drawn scenes
 
 Each variant stands at the CAM threshold that is best for it on the same images, so all are a little
 flattered, alike.  The constant box stands at its best side.
@@ -13,18 +13,17 @@ import argparse
 import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-import scenes
 import torch
 from tqdm import tqdm
 
 import vlscore
+from vlscore import scenes
 
-OUT = Path(__file__).parent / "ablation.json"
+OUT = Path(__file__).parents[1] / "data" / "ablation.json"
 THRESHOLDS = tuple(n / 40 for n in range(4, 38))
 SEED, COUNT = 21, 200  # of the scenes, which chose no parameter
 
@@ -39,10 +38,10 @@ def load(name: str) -> vlscore.Model:
 def cnn_heats(model, photo, text) -> list[tuple]:
     """The refinement of a CNN, a part more a row: (name, heat map, encoding to cut boxes with)."""
     encoding = vlscore.encode(model, photo.path, keep=128, precision="float32", refined=True)
-    plain, tau = replace(encoding, scales=()), model.temperature
+    plain, tau = encoding.without_refinement(), model.temperature
     scales, features = encoding.scales, encoding.features
     one, two = (
-        vlscore.seed(each, vlscore.weights(encoding, text, tau), text, features.shape[1:])
+        vlscore.locate_seed(each, vlscore.weights(encoding, text, tau), text, features.shape[1:])
         for each in (scales[:1], scales)
     )
     inside = vlscore.discriminate(two, features).clamp(0, 1)
@@ -58,12 +57,12 @@ def cnn_heats(model, photo, text) -> list[tuple]:
     ]
 
 
-VIT_SOURCES = {  # layer, maps, pca
-    "activation maps, last block": (None, "activation", None),
-    "attention to patches": (None, "attention", None),
-    "keys, 8 components": (None, "key", 8),
-    "queries, 8 components": (None, "query", 8),
-    "values, 8 components": (None, "value", 8),
+VIT_SOURCES = {
+    "activation maps, last block": {"maps": "activation"},
+    "attention to patches": {"maps": "attention"},
+    "keys, 8 components": {"maps": "key", "pca": 8},
+    "queries, 8 components": {"maps": "query", "pca": 8},
+    "values, 8 components": {"maps": "value", "pca": 8},
 }
 
 
@@ -71,13 +70,13 @@ def vit_heats(model, photo, text) -> list[tuple]:
     """Ideas for maps of a ViT: (name, heat map, encoding to cut boxes with)."""
     tau, heats = model.temperature, []
     for name, source in VIT_SOURCES.items():
-        encoding = vlscore.encode(model, photo.path, *source, precision="float32")
+        encoding = vlscore.encode(model, photo.path, **source, precision="float32")
         heats.append((name, vlscore.saliency(encoding, text, tau), encoding))
         if name == "activation maps, last block":
             similarity = model.similarity_map(encoding.maps, text).relu()
             heats.append(("similarity map", similarity, encoding))
     refined = vlscore.encode(model, photo.path, precision="float32", refined=True)
-    plain = replace(refined, scales=())
+    plain = refined.without_refinement()
     regions = plain.maps
     spread = torch.einsum("k,khw->hw", vlscore.weights(plain, text, tau), regions / regions.sum((1, 2), True))
     return [
@@ -89,7 +88,7 @@ def vit_heats(model, photo, text) -> list[tuple]:
     ]
 
 
-def measure(name: str, classes: dict, photo: vlscore.Annotated) -> dict:
+def measure(name: str, classes: dict, photo: vlscore.AnnotatedPhoto) -> dict:
     """The box IoU (A,) of each variant on one image, and of each constant box."""
     model = load(name)
     heats = vit_heats if model.is_vit else cnn_heats
@@ -114,10 +113,14 @@ def table(records: list[dict]) -> list[dict]:
         iou = np.array([record[variant] for record in records])  # (n, A)
         best = int((iou > 0.5).mean(0).argmax())
         hit = iou[:, best] > 0.5
-        row = {"variant": variant, "gt_known": vlscore._share(hit), "v2": vlscore.max_box_acc_v2(iou)}
+        row = {
+            "variant": variant,
+            "gt_known": vlscore.share_with_interval(hit),
+            "v2": vlscore.max_box_acc_v2(iou),
+        }
         if variant != "constant box":
             plain = hit if plain is None else plain
-            row |= {"threshold": THRESHOLDS[best], "gain": vlscore._difference(hit, plain)}
+            row |= {"threshold": THRESHOLDS[best], "gain": vlscore.paired_difference(hit, plain)}
         rows.append(row)
     return rows
 

@@ -1,7 +1,7 @@
 """Measure the scenes models on held-out scenes: the tables of data/models/README.md.
 
-    python data/measure_scenes.py rn
-    python data/measure_scenes.py vit --work _work
+    python scripts/measure_scenes.py rn
+    python scripts/measure_scenes.py vit --work _work
 
 Temperatures and CAM threshold are chosen for each source of maps on one set of scenes (seed 11), and
 measured on others: zero-shot accuracy (seed 12), GT-known localization (13), the saliency's peak when
@@ -17,11 +17,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-import scenes
 import torch
 from tqdm import tqdm
 
 import vlscore
+from vlscore import scenes
 
 SETS = {  # seed, number of scenes, objects in each
     "tune": (11, 200, None),
@@ -58,7 +58,7 @@ def load(kind: str):
     return model, {wnid: vlscore.class_embedding(model, names) for wnid, names in scenes.classes()}
 
 
-def draw_set(work: Path, name: str) -> list[vlscore.Annotated]:
+def draw_set(work: Path, name: str) -> list[vlscore.AnnotatedPhoto]:
     """One of the sets, drawn on first use."""
     seed, count, objects = SETS[name]
     folder = work / f"scenes-{name}"
@@ -67,20 +67,20 @@ def draw_set(work: Path, name: str) -> list[vlscore.Annotated]:
     return vlscore.read_dataset(folder).photos
 
 
-def is_right(kind: str, photo: vlscore.Annotated) -> bool:
+def is_right(kind: str, photo: vlscore.AnnotatedPhoto) -> bool:
     """Whether a scene's label is the class that its embedding agrees with most."""
     model, texts = load(kind)
     image = model.encode_image(model.preprocess(photo.path)[None])[0]
     return max(texts, key=lambda wnid: image @ texts[wnid]) == photo.label
 
 
-def encode(kind: str, source, photo: vlscore.Annotated) -> vlscore.Encoding:
+def encode(kind: str, source, photo: vlscore.AnnotatedPhoto) -> vlscore.Encoding:
     """A scene's encoding with one source of maps."""
     layer, maps, pca = source
-    return vlscore.encode(load(kind)[0], photo.path, layer, maps, pca)
+    return vlscore.encode(load(kind)[0], photo.path, layer, maps=maps, pca=pca)
 
 
-def sweep(kind: str, source, photo: vlscore.Annotated) -> dict:
+def sweep(kind: str, source, photo: vlscore.AnnotatedPhoto) -> dict:
     """Measure a scene with one source of maps.
 
     Returns:
@@ -112,7 +112,7 @@ def sweep(kind: str, source, photo: vlscore.Annotated) -> dict:
 
 def in_box(saliency, encoding, boxes) -> bool:
     """Whether the highest cell lies in one of the boxes."""
-    return vlscore.box_at(vlscore.peak(saliency, encoding), boxes) is not None
+    return vlscore.find_box_at(vlscore.find_peak(saliency, encoding), boxes) is not None
 
 
 def share(hits) -> str:

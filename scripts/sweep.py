@@ -1,6 +1,6 @@
 """Run a chapter by papermill over a grid of parameters, into one table.
 
-    python notebooks/sweep.py MODEL=scenes-rn,scenes-vit LIMIT=20 --jobs 2
+    python scripts/sweep.py MODEL=scenes-rn,scenes-vit LIMIT=20 --jobs 2
 
 A value is YAML; alternatives stand between commas: `LAYER=layer3,layer4`
 or `THRESHOLDS=[0.5],[0.55,0.6]`.  A sweep that was stopped goes on.
@@ -20,7 +20,7 @@ import yaml
 
 import vlscore
 
-CHAPTER = Path(__file__).parent / "04_imagenet_evaluation.ipynb"
+CHAPTER = Path(__file__).parents[1] / "notebooks" / "04_imagenet_evaluation.ipynb"
 
 
 def grid(words: list[str]) -> list[dict]:
@@ -33,9 +33,7 @@ def grid(words: list[str]) -> list[dict]:
         except yaml.YAMLError:
             is_pair = ""
         if not is_pair or not choices[name]:
-            raise vlscore.VLScoreError(
-                f"{word!r} is no NAME=VALUE,VALUE: write LIMIT=20,40"
-            )
+            raise vlscore.VLScoreError(f"{word!r} is no NAME=VALUE,VALUE: write LIMIT=20,40")
     rows = product(*choices.values())
     return [dict(zip(choices, row)) for row in rows]
 
@@ -45,8 +43,7 @@ def check_names(chapter: Path, names) -> None:
     known = papermill.inspect_notebook(str(chapter))
     if unknown := [name for name in names if name not in known]:
         raise vlscore.VLScoreError(
-            f"{chapter.name} has no parameter {unknown[0]}:"
-            f" choose of {', '.join(known)}"
+            f"{chapter.name} has no parameter {unknown[0]}: choose of {', '.join(known)}"
         )
 
 
@@ -82,9 +79,7 @@ def table(out: Path) -> str:
     """A line a run, from the summaries in the results folder."""
     keys = ("gt_known", "top1_loc", "max_box_acc", "max_box_acc_v2")
     shown = ("GT-known", "Top-1 Loc", "MaxBoxAcc", "MaxBoxAccV2")
-    rows = [
-        f"{'run':40} {'images':>6} " + " ".join(f"{k:>11}" for k in shown)
-    ]
+    rows = [f"{'run':40} {'images':>6} " + " ".join(f"{k:>11}" for k in shown)]
     for file in sorted((out / "results").glob("*.json")):
         summary = json.loads(file.read_text())["summary"]
         found = [summary["results"][key]["value"] for key in keys]
@@ -95,9 +90,7 @@ def table(out: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        "sweep.py", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser("sweep.py", description=__doc__.splitlines()[0])
     parser.add_argument("grid", nargs="*", metavar="NAME=VALUE,VALUE")
     parser.add_argument("--chapter", type=Path, default=CHAPTER)
     parser.add_argument("--out", type=Path, default=Path("sweep"))

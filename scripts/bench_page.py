@@ -1,6 +1,6 @@
 """Time the page in headless Chromium, from a fresh start: prints a line a figure.
 
-    python data/bench_page.py [PHOTO NAME IN THE GALLERY]
+    python scripts/bench_page.py [PHOTO NAME IN THE GALLERY]
 
 The first result is counted from the choice of an example, made as soon as the gallery is there, so it
 holds the rest of the model's loading.  A slider's move is counted from the key until the changed picture

@@ -1,7 +1,7 @@
 """Measure plain and refined VL-Score on scenes and photos: data/results.json, read by the results page.
 
-    python data/results.py scenes          # the scenes models on drawn scenes, half an hour on two cores
-    python data/results.py photos ROOT     # lite0-minilm on photos with boxes
+    python scripts/results.py scenes          # the scenes models on drawn scenes, half an hour on two cores
+    python scripts/results.py photos ROOT     # lite0-minilm on photos with boxes
 
 Refined stands at the model's α, plain at the α that is best for it on the same images, and so does
 the constant box at its best side: both are a little flattered.
@@ -13,18 +13,18 @@ import argparse
 import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-import scenes
 import torch
 from tqdm import tqdm
 
 import vlscore
+from vlscore import scenes
 
-OUT = Path(__file__).parent / "results.json"
+OUT = Path(__file__).parents[1] / "data" / "results.json"
 THRESHOLDS = tuple(n / 40 for n in range(4, 38))
 SMALL = 0.1  # of the image: a photo whose largest box is smaller shows a small object
 COUNT, SEED = 500, 13  # of the scenes, which chose no parameter
@@ -73,13 +73,13 @@ def heats(setting: Setting, model, photo, text) -> dict[str, tuple]:
         at = {"plain": tau, "refined": model.temperature}
     else:
         refined = vlscore.encode(model, photo.path, refined=True, **of_plain, **common)
-        plain = replace(refined, scales=())
+        plain = refined.without_refinement()
         at = {"plain": tau, "refined": tau}
     pairs = {"plain": plain, "refined": refined}
     return {name: (vlscore.saliency(each, text, at[name]), each) for name, each in pairs.items()}
 
 
-def measure(setting: Setting, classes: dict, photo: vlscore.Annotated) -> dict:
+def measure(setting: Setting, classes: dict, photo: vlscore.AnnotatedPhoto) -> dict:
     """One image: box IoU, objects found and size of the best box, of each method over the thresholds."""
     model = load(setting.model)
     size = vlscore.load_image(photo.path).size
@@ -127,21 +127,24 @@ def summary(setting: Setting, data: str, records: list[dict]) -> dict:
     at = {"plain": best(ious["plain"]), "refined": THRESHOLDS.index(model.refined_threshold)}
     hits = {name: iou[:, at[name]] > 0.5 for name, iou in ious.items()}
     row = {"model": setting.model, "name": setting.name, "data": data, "images": len(records)}
-    row["constant"] = {"side": vlscore.SHARES[side], "gt_known": vlscore._share(constant[:, side])}
+    row["constant"] = {
+        "side": vlscore.SHARES[side],
+        "gt_known": vlscore.share_with_interval(constant[:, side]),
+    }
     for name, iou in ious.items():
         row[name] = {
             "threshold": THRESHOLDS[at[name]],
-            "gt_known": vlscore._share(hits[name]),
-            "v2": vlscore._rounded(vlscore.max_box_acc_v2(iou)),
-            "above_constant": vlscore._difference(hits[name], constant[:, side]),
-            "objects_found": vlscore._share(spread(records, name, at[name])),
+            "gt_known": vlscore.share_with_interval(hits[name]),
+            "v2": vlscore.rounded(vlscore.max_box_acc_v2(iou)),
+            "above_constant": vlscore.paired_difference(hits[name], constant[:, side]),
+            "objects_found": vlscore.share_with_interval(spread(records, name, at[name])),
         }
-    row["refined"]["above_plain"] = vlscore._difference(hits["refined"], hits["plain"])
+    row["refined"]["above_plain"] = vlscore.paired_difference(hits["refined"], hits["plain"])
     small = np.array([record["share"] < SMALL for record in records])
     row["small"] = {"images": int(small.sum())}
     for name in ("plain", "refined"):
         sizes = [record[name]["ratio"][at[name]] for record, each in zip(records, small) if each]
-        middle = vlscore._rounded(np.median(sizes)) if sizes else None
+        middle = vlscore.rounded(np.median(sizes)) if sizes else None
         row["small"][name] = {"hits": int(hits[name][small].sum()), "median_ratio": middle}
     return row
 

@@ -1,9 +1,8 @@
-"""Pictures and widgets of the chapters: what they show, that they move, and when the photo is encoded."""
+"""Widgets of the chapters: what they show, that they move, and when the photo is encoded."""
 
 from datetime import UTC, datetime
 from io import BytesIO
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,18 +12,13 @@ CAT = "an image of a cat."
 
 
 @pytest.fixture
-def encoding(lite0, chelsea):
-    return vlscore.encode(lite0, chelsea, keep=4)
-
-
-@pytest.fixture
 def encoded(monkeypatch):
     """A list that grows by one at each call of `encode`: (layer, kind of maps)."""
     calls, encode = [], vlscore.encode
 
     def counted(model, image, layer=None, maps="activation", **options):
         calls.append((layer, maps))
-        return encode(model, image, layer, maps, **options)
+        return encode(model, image, layer, maps=maps, **options)
 
     monkeypatch.setattr(vlscore, "encode", counted)
     return calls
@@ -56,51 +50,14 @@ def png(image):
     return content.getvalue()
 
 
-def pixels(content):
-    return np.asarray(Image.open(BytesIO(content)).convert("RGB")).astype(int)
-
-
-# ── Pictures ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_an_overlay_has_the_photos_shape_and_shows_heat_and_boxes(lite0, chelsea, encoding):
-    found = vlscore.localize(lite0, encoding, CAT, threshold=0.5)
-    bare = pixels(vlscore.overlay(chelsea, None, encoding))
-    heat = pixels(vlscore.overlay(chelsea, found.saliency, encoding))
-    boxes = pixels(vlscore.overlay(chelsea, None, encoding, [(100, 60, 300, 240)]))
-    assert bare.shape == heat.shape == boxes.shape
-    height, width, _ = bare.shape
-    assert width == 400
-    assert height == pytest.approx(400 * 300 / 451 + 24, abs=1)  # the photo, and a line for the title
-    line = height - round(400 * 300 / 451)
-    small = Image.open(chelsea).convert("RGB").resize((400, height - line))
-    assert abs(bare[line:] - np.asarray(small)).mean() < 8
-    assert abs(heat[line:] - bare[line:]).mean() > 20
-    changed = np.argwhere(abs(boxes - bare).max(2) > 60)
-    scale = 400 / 451
-    expected = (line + 60 * scale, 100 * scale, line + 240 * scale, 300 * scale)
-    assert np.allclose((*changed.min(0), *changed.max(0)), expected, atol=5)
-
-
-def test_a_smaller_copy_of_the_photo_is_drawn_in_the_same_place(chelsea, encoding):
-    small = Image.open(chelsea).resize((226, 150))
-    boxes = [(100, 60, 300, 240)]
-    found = [pixels(vlscore.overlay(image, None, encoding, boxes)) for image in (chelsea, small)]
-    assert abs(found[0] - found[1]).mean() < 6
-
-
-def test_an_overlay_shows_its_title_as_it_is_written(chelsea, encoding):
-    plain, titled = (vlscore.overlay(chelsea, None, encoding, title=text) for text in ("", "a $1 {cat}"))
-    difference = abs(pixels(titled) - pixels(plain)).max(2)
-    assert difference[:22].max() > 100
-    assert difference[30:].max() < 40
+# ── Slider ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_slider_shows_the_picture_of_its_value_by_a_link_that_needs_no_kernel(monkeypatch):
     links = []
     monkeypatch.setattr("ipywidgets.jslink", lambda *ends: links.append(ends))
     pictures = [png(Image.new("RGB", (8, 8), colour)) for colour in ("red", "green", "blue")]
-    slider, stack = vlscore.picture_slider(pictures, ["a", "b", "c"], "colour", 1, "a square").children
+    slider, stack = vlscore.make_picture_slider(pictures, ["a", "b", "c"], "colour", 1, "a square").children
     assert (slider.description, slider.options, slider.value) == ("colour", ("a", "b", "c"), "b")
     assert (stack.selected_index, [each.value for each in stack.children]) == (1, pictures)
     assert slider.tooltip == "a square"
@@ -125,7 +82,7 @@ def test_the_answer_is_that_of_localize(lite0, chelsea):
     play.temperature.value, play.threshold.value = 0.1, 0.5
     encoding = vlscore.encode(lite0, chelsea, keep=8)
     found = vlscore.localize(lite0, encoding, CAT, play.temperature.value, 0.5)
-    assert play.shown.value == vlscore.overlay(chelsea, found.saliency, encoding, found.boxes, CAT, 480)
+    assert play.shown.value == vlscore.draw_overlay(chelsea, found.saliency, encoding, found.boxes, CAT, 480)
 
 
 def test_layer_and_maps_are_encoded_when_chosen_and_kept(vit, chelsea, encoded):
@@ -165,8 +122,9 @@ def test_empty_words_are_told_and_the_next_words_are_answered(lite0, chelsea):
     assert play.answers("text", "an image of a dog.")
 
 
-def test_absent_is_told_with_the_bare_photo(lite0, chelsea, encoding, monkeypatch):
+def test_absent_is_told_with_the_bare_photo(lite0, chelsea, monkeypatch):
+    encoding = vlscore.encode(lite0, chelsea, keep=4)
     monkeypatch.setattr(vlscore, "saliency", lambda *_: None)
     play = Playground(lite0, chelsea, CAT, keep=4)
     assert "absent" in play.told.value
-    assert play.shown.value == vlscore.overlay(chelsea, None, encoding, (), CAT, 480)
+    assert play.shown.value == vlscore.draw_overlay(chelsea, None, encoding, (), CAT, 480)

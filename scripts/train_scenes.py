@@ -1,7 +1,7 @@
 """Train a small CLIP on drawn scenes: OpenAI's architecture classes, contrastive, on a CPU.
 
-    python data/train_scenes.py rn      the image encoder is a ModifiedResNet
-    python data/train_scenes.py vit     the image encoder is a ViT
+    python scripts/train_scenes.py rn      the image encoder is a ModifiedResNet
+    python scripts/train_scenes.py vit     the image encoder is a ViT
 
 Each step scores a batch of scenes against a fresh wording of every caption, not against the captions
 of the batch alone: with 80 classes, captions repeat, and a repeated caption is not a negative.  The
@@ -16,23 +16,21 @@ import argparse
 import hashlib
 import sys
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import scenes
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save
 from tqdm import tqdm
+from training_data import TEMPLATES, VALIDATION_SEED, caption_groups, draw, training_set, wordings
 
 import vlscore
+from vlscore import scenes
 
-TRAINING_SEED, VALIDATION_SEED = 1_000_000, 1_000_001  # of the scenes; nobody's choice by chance
 HELD_OUT = 500  # single-object scenes that the curve is measured on
 # Captions are short: the text encoder is trained on 16 positions, and the others stay 0.
 TEXT = {
@@ -85,85 +83,6 @@ RECIPES = {
     "rn": Recipe(scenes=32_000, cycles=(1000, 600), batch=128, rate=2e-3),
     "vit": Recipe(scenes=48_000, cycles=(2000,), batch=64, rate=3e-3, guided=1300),
 }
-TEMPLATES = (
-    "an image of a {}.",
-    "an image of the {}.",
-    "a photo of a {}.",
-    "a picture of a {}",
-    "a drawing of a {}.",
-    "there is a {} here.",
-    "the {}",
-    "a {}",
-    "{}",
-)
-THINGS = ("thing", "shape", "object", "one")
-
-
-# ── Scenes and captions ──────────────────────────────────────────────────────────────────────────
-
-
-def draw(seed: int, numbers: range, size: int, objects: int | None = None):
-    """Draw scenes of many sizes, squashed to the encoder's input.
-
-    Returns:
-        pixels (N, 3, S, S) of uint8, and labels (N, 80) of bool: the classes in each scene.
-    """
-    pixels = np.empty((len(numbers), 3, size, size), np.uint8)
-    labels = np.zeros((len(numbers), len(scenes.classes())), bool)
-    for row, number in enumerate(numbers):
-        rng = scenes.scene_rng(seed, number)
-        width, height = (int(side) for side in rng.integers(160, 281) * rng.uniform(0.88, 1.12, 2))
-        image, found = scenes.draw_scene(rng, (width, height), objects)
-        squashed = image.resize((size, size), Image.Resampling.BICUBIC)
-        pixels[row] = np.asarray(squashed).transpose(2, 0, 1)
-        labels[row, [index for index, _ in found]] = True
-    return torch.from_numpy(pixels), torch.from_numpy(labels)
-
-
-def _draw_to(job):
-    path, numbers, size = job
-    pixels, labels = draw(TRAINING_SEED, numbers, size)
-    save_file({"pixels": pixels, "labels": labels}, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
-
-
-def training_set(work: Path, recipe: Recipe, size: int):
-    """Draw the training scenes on all cores, or read those drawn before: pixels, labels."""
-    starts = range(0, recipe.scenes, recipe.chunk)
-    paths = [work / f"scenes-{size}-{start:06}.safetensors" for start in starts]
-    jobs = [(path, range(start, start + recipe.chunk), size) for path, start in zip(paths, starts)]
-    missing = [job for job in jobs if not job[0].exists()]
-    with ProcessPoolExecutor() as pool:
-        drawn = pool.map(_draw_to, missing)
-        list(tqdm(drawn, "drawing scenes", len(missing), unit=f"{recipe.chunk}", disable=not missing))
-    chunks = [load_file(path) for path in paths]
-    return tuple(torch.cat([chunk[key] for chunk in chunks]) for key in ("pixels", "labels"))
-
-
-def caption_groups():
-    """Three sets of captions, each exclusive: classes, shapes, colours.
-
-    Returns:
-        For each set the names a caption may use, and (80, n) of bool: which captions a class fits.
-    """
-    index = torch.arange(len(scenes.classes()))
-    shapes = [[shape, other] for shape, other in scenes.SHAPES.items()]
-    colours = []
-    for colour, (*_, other) in scenes.COLOURS.items():
-        words = [colour, other] if other else [colour]
-        colours.append([f"{word} {thing}" for word in words for thing in THINGS])
-    fits = [index, index // len(colours), index % len(colours)]
-    names = [[names for _, names in scenes.classes()], shapes, colours]
-    return [(each, F.one_hot(fit).bool()) for each, fit in zip(names, fits)]
-
-
-def wordings(generator, names: list[list[str]]) -> list[str]:
-    """One caption for each list of names, its name and template drawn at random."""
-    rolls = torch.rand(len(names), 2, generator=generator).tolist()
-    return [
-        TEMPLATES[int(t * len(TEMPLATES))].format(each[int(n * len(each))])
-        for each, (n, t) in zip(names, rolls)
-    ]
 
 
 # ── Training ─────────────────────────────────────────────────────────────────────────────────────
@@ -190,9 +109,7 @@ def turn_and_mirror(pixels: torch.Tensor, quarters: int, mirrored: bool) -> torc
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels (B, 3, S, S) of uint8 as CLIP's image encoders take them."""
-    mean, std = (
-        torch.tensor(values)[:, None, None] for values in (vlscore.ClipModel.mean, vlscore.ClipModel.std)
-    )
+    mean, std = (torch.tensor(values)[:, None, None] for values in (vlscore.CLIP_MEAN, vlscore.CLIP_STD))
     return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
@@ -375,12 +292,12 @@ def train(kind: str, recipe: Recipe, work: Path):
     """
     work.mkdir(parents=True, exist_ok=True)
     size, groups = ENCODERS[kind]["image_resolution"], caption_groups()
-    pixels, labels = training_set(work, recipe, size)
+    pixels, labels = training_set(work, recipe.scenes, recipe.chunk, size)
     held_out = draw(VALIDATION_SEED, range(HELD_OUT), size, objects=1)
     torch.manual_seed(0)
     clip, guide = build(kind), None
     if recipe.guided:
-        guide = Guide(training_set(work, recipe, ENCODERS["rn"]["image_resolution"])[0])
+        guide = Guide(training_set(work, recipe.scenes, recipe.chunk, ENCODERS["rn"]["image_resolution"])[0])
         start_text(clip)
     run = Run(work / f"{kind}.pt", clip, guide, optimisers(kind, clip, guide))
     steps = sum(recipe.cycles)
@@ -473,7 +390,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="default: data/models/scenes-KIND.safetensors")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
-    out = options.out or Path(__file__).parent / "models" / f"scenes-{options.kind}.safetensors"
+    out = options.out or Path(__file__).parents[1] / "data" / "models" / f"scenes-{options.kind}.safetensors"
     try:
         clip, curve = train(options.kind, RECIPES[options.kind], options.work)
         checksum = release(clip, out)
@@ -484,7 +401,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"train_scenes.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"train_scenes.py: {error.filename}: {error.strerror}: mend it and run again", file=sys.stderr)
+        print(
+            f"train_scenes.py: {error.filename}: {error.strerror}: fix it and run the command again",
+            file=sys.stderr,
+        )
         return 2
     for step, loss, accuracy in curve:
         print(f"step {step:6}  loss {loss:.3f}  top-1 {accuracy:.3f}")

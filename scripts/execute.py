@@ -1,6 +1,6 @@
 """Execute chapters in place so that a second run changes no byte.
 
-    python notebooks/execute.py [--model NAME] [NOTEBOOK …]
+    python scripts/execute.py [--model NAME] [NOTEBOOK …]
 
 Every chapter by default, each with the model that its cell of parameters
 names; `--model` writes another one there first.
@@ -48,9 +48,7 @@ def set_model(notebook, name: str, is_vit: bool) -> None:
     value = json.dumps(name, ensure_ascii=False)
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
-            cell.source = line.sub(
-                lambda old: f"{old[1]}{value}{old[2] or ''}", cell.source
-            )
+            cell.source = line.sub(lambda old: f"{old[1]}{value}{old[2] or ''}", cell.source)
 
 
 def execute(path: Path, model: tuple[str, bool] | None = None) -> None:
@@ -81,31 +79,21 @@ def execute(path: Path, model: tuple[str, bool] | None = None) -> None:
         "widgets": notebook.metadata.get("widgets", {}),
     }
     text = nbformat.writes(notebook)
-    for number, widget in enumerate(
-        notebook.metadata.widgets.get(WIDGETS, {}).get("state", {})
-    ):
-        text = text.replace(
-            widget, f"{number:032x}"
-        )  # in the order of creation
+    for number, widget in enumerate(notebook.metadata.widgets.get(WIDGETS, {}).get("state", {})):
+        text = text.replace(widget, f"{number:032x}")  # in the order of creation
     vlscore.write_whole(
         path,
-        (
-            nbformat.writes(nbformat.reads(text, as_version=4)) + "\n"
-        ).encode(),
+        (nbformat.writes(nbformat.reads(text, as_version=4)) + "\n").encode(),
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        "execute.py", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser("execute.py", description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=Path)
     parser.add_argument("--model", help="of all these chapters from now on")
     options = parser.parse_args(argv)
-    chapters = options.notebooks or sorted(
-        Path(__file__).parent.glob("*.ipynb")
-    )
+    chapters = options.notebooks or sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
     for path in chapters:
         if not path.is_file():
             parser.error(f"{path}: there is no such file")

@@ -1,12 +1,10 @@
 """Draw scenes of coloured shapes, with ground truth, in ImageNet's official layout.
 
-    python data/scenes.py OUT --count 500 --seed 1
-
 A scene is one to three objects of 80 classes (ten shapes in eight colours) on a textured background
 with unlabelled strokes.  Objects differ in size, rotation, shade and texture; other objects in the
 scene share the first one's shape or its colour, so that neither alone tells them apart, and stand
 next to it, so that a coarse map joins them.  The first object is the scene's label, as the class is
-an ImageNet photo's.  OUT gets::
+an ImageNet photo's.  A folder of scenes has::
 
     val/scenes_val_00000001.JPEG
     bbox/val/scenes_val_00000001.xml     all objects, the label's first; 0-based inclusive corners
@@ -18,15 +16,15 @@ The same count, seed and size give the same bytes; scene n does not depend on th
 
 from __future__ import annotations
 
-import argparse
 import colorsys
 import os
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+from vlscore_lib.errors import VLScoreError
 
 # Hue ± spread in degrees, saturation and value (lowest, highest), synonym.
 COLOURS = {
@@ -54,11 +52,9 @@ SHAPES = {
 SUPERSAMPLING = 3  # of an object's outline, for smooth edges
 
 
-class SceneError(ValueError):
-    """What the user asked for cannot be drawn: one line that says why."""
-
-
-# ── Classes ──────────────────────────────────────────────────────────────────────────────────────
+def class_names() -> list[str]:
+    """The usual name of each of the 80 classes."""
+    return [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
 
 def classes() -> list[tuple[str, list[str]]]:
@@ -71,9 +67,6 @@ def classes() -> list[tuple[str, list[str]]]:
                 names.append(f"{other_colour} {shape}")
             found.append((f"n{90000001 + len(found)}", names))
     return found
-
-
-# ── Objects ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def outline(shape: str) -> list[np.ndarray]:
@@ -106,7 +99,7 @@ def outline(shape: str) -> list[np.ndarray]:
     if shape == "drop":
         round_end = 0.58 * circle[8:57] - [0.36, 0]
         return [np.concatenate([round_end, [(1.0, 0.0)]])]
-    raise SceneError(f"unknown shape {shape!r}: choose one of {', '.join(SHAPES)}")
+    raise VLScoreError(f"unknown shape {shape!r}: choose one of {', '.join(SHAPES)}")
 
 
 def silhouette(shape: str, radius: float, angle: float) -> Image.Image:
@@ -147,9 +140,6 @@ def shade(rng, size: tuple[int, int]) -> np.ndarray:
     if rng.random() < 0.25:  # stripes
         light *= 1 - 0.18 * (np.sin(rng.uniform(6, 14) * slope + rng.uniform(0, 6)) > 0.3)
     return light
-
-
-# ── Scenes ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def choose_objects(rng, count: int) -> list[tuple[str, str]]:
@@ -266,9 +256,6 @@ def scene_rng(seed: int, number: int) -> np.random.Generator:
     return np.random.default_rng([seed, number])
 
 
-# ── Files ────────────────────────────────────────────────────────────────────────────────────────
-
-
 def annotation(name: str, size: tuple[int, int], objects) -> str:
     """The scene's XML as ImageNet writes it."""
     lines = [
@@ -289,11 +276,11 @@ def write_scenes(
     """Write a data set of drawn scenes in ImageNet's official layout, whole or not at all.
 
     Raises:
-        SceneError: the folder is not empty, so that scenes of two seeds are never mixed.
+        VLScoreError: the folder is not empty, so that scenes of two seeds are never mixed.
         OSError: the folder cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SceneError(f"{out} exists and is no empty folder: give a new one")
+        raise VLScoreError(f"{out} exists and is no empty folder: give a new one")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as part:
         _write_to(Path(part) / "scenes", count, seed, size, objects, same)
@@ -318,63 +305,3 @@ def _write_to(out, count, seed, size, objects, same):
             f"{name}," + " ".join(f"{label} {x0} {y0} {x1 - 1} {y1 - 1}" for x0, y0, x1, y1 in boxes) + "\n"
         )
     (out / "LOC_val_solution.csv").write_text("".join(rows))
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """``224`` or ``320x240`` -> (W, H)."""
-    try:
-        sides = [int(side) for side in text.split("x")]
-    except ValueError:
-        sides = []
-    if len(sides) not in (1, 2) or not all(64 <= side <= 4096 for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 224 or 320x240, each side 64 to 4096")
-    return sides[0], sides[-1]
-
-
-def whole_number(lowest: int):
-    """An argparse type: a whole number of `lowest` or more."""
-
-    def parse(text):
-        if not text.isdecimal() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {lowest} or more")
-        return int(text)
-
-    return parse
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise SceneError(f"{message} (see `{self.prog} --help`)")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit code is 0, or 2 for bad input, said in one line on stderr."""
-    parser = _Parser("scenes.py", description="Draw scenes with ground truth in ImageNet's official layout.")
-    add = parser.add_argument
-    add("out", type=Path, metavar="OUT", help="a new folder")
-    add("--count", type=whole_number(1), default=500, metavar="N", help="number of scenes (default: 500)")
-    add(
-        "--seed", type=whole_number(0), default=1, metavar="N", help="another seed, other scenes (default: 1)"
-    )
-    add("--size", type=parse_size, default=(224, 224), metavar="WxH", help="in pixels (default: 224)")
-    add("--objects", type=int, choices=(1, 2, 3), help="in each scene (default: one to three, at random)")
-    add("--same", action="store_true", help="all objects of a scene are of one class")
-    try:
-        options = parser.parse_args(argv)
-        shown = options.objects, options.same
-        write_scenes(options.out, options.count, options.seed, options.size, *shown)
-    except SceneError as error:
-        print(f"scenes.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"scenes.py: {error.filename}: {error.strerror}: mend it and run again", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("scenes.py: stopped", file=sys.stderr)
-        return 130
-    print(f"{options.count} scenes of {len(classes())} classes in {options.out}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,411 @@
+"""The command `vlscore`: arguments, output and exit codes.
+
+Only a command that runs a model imports `vlscore`, and with it PyTorch, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import warnings
+from contextlib import ExitStack, contextmanager, suppress
+from io import BytesIO
+from pathlib import Path
+
+from vlscore_lib import __version__
+from vlscore_lib.datasets.imagenet import LAYOUTS
+from vlscore_lib.errors import VLScoreError, check_keep, check_temperature, check_threshold, import_extra
+from vlscore_lib.evaluation.protocol import Protocol
+from vlscore_lib.files import read_json, write_whole
+from vlscore_lib.models.registry import FAMILIES
+from vlscore_lib.options import FITS, MAPS, PRECISIONS, EncodingOptions
+
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
+
+
+# ── Arguments ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are told in one line."""
+
+    def error(self, message):
+        raise VLScoreError(f"{message} (see `{self.prog} --help`)")
+
+
+def parse_keep(text: str) -> int | float:
+    """``64`` is a number of maps, ``0.9`` a share of their energy."""
+    try:
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """``0.1,1``: a tuple of numbers."""
+    try:
+        return tuple(float(each) for each in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers like 0.1,1") from None
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser("vlscore", description="Find what a text names in an image, by VL-Score.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add = commands.add_parser("localize", help="boxes for one image and one or more texts").add_argument
+    add("image", metavar="IMAGE", help="JPEG, PNG, WebP, …")
+    add("texts", metavar="TEXT", nargs="+", help='e.g. "an image of a cat."')
+    add_encoding_options(add)
+    add("--out", metavar="PICTURE.png", help="write photo, heat map and boxes")
+    add("--json", action="store_true", help="print one JSON object and nothing else")
+    add_evaluate_options(
+        commands.add_parser("evaluate", help="measure a model on a data set with boxes").add_argument
+    )
+    add = commands.add_parser("compare", help="compare two runs of evaluate on the same images").add_argument
+    add("first", metavar="RUN_A", help="the folder of a run")
+    add("second", metavar="RUN_B", help="another")
+    add("--json", action="store_true", help="print one JSON object and nothing else")
+    commands.add_parser("models", help="list the models and whether they can be loaded here")
+    return parser
+
+
+def add_encoding_options(add) -> None:
+    """The options of model and encoding that `localize` and `evaluate` share."""
+    add("--model", default="auto", metavar="M", help="a name of `vlscore models` or a checkpoint's path")
+    add("--layer", metavar="L", help="where the maps are read (default: the model's last layer)")
+    add("--maps", default="activation", metavar="KIND", help=", ".join(MAPS))
+    add("--pca", type=int, metavar="N", help="N principal components of query, key or value maps")
+    add(
+        "--keep",
+        type=parse_keep,
+        metavar="N",
+        help="encode N maps, or a share of their energy (default: all)",
+    )
+    add("--temperature", type=float, metavar="T", help="of the softmax over the maps (default: the model's)")
+    add("--threshold", type=float, metavar="A", help="CAM threshold, between 0 and 1 (default: the model's)")
+    add("--refined", action="store_true", help="refine maps and boxes by a finer layer and larger copies")
+    add("--fit", default="squash", metavar="F", help=", ".join(FITS))
+    add("--precision", default="auto", metavar="P", help=", ".join(PRECISIONS))
+
+
+def add_evaluate_options(add) -> None:
+    """The options of `evaluate`."""
+    add("root", metavar="ROOT", help="the data set's folder; its layout is found by looking")
+    add("--out", required=True, metavar="DIR", help="for part-*.parquet, run.json and summary.json")
+    add("--resume", action="store_true", help="go on with the run in DIR that was stopped")
+    add_encoding_options(add)
+    add(
+        "--temperatures",
+        type=parse_numbers,
+        default=Protocol.temperatures,
+        metavar="T,T",
+        help="of the sweep",
+    )
+    add("--thresholds", type=parse_numbers, default=Protocol.thresholds, metavar="A,A", help="of the sweep")
+    add("--names", default="imagenet", metavar="N", help="of ImageNet's classes: imagenet (synonyms), clip")
+    add("--templates", default="report", metavar="N", help="report (one prompt), clip (80 prompts)")
+    add(
+        "--slow-baselines",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Score-CAM and gScoreCAM on the first N photos",
+    )
+    add("--layout", metavar="L", help=", ".join(LAYOUTS))
+    add("--boxes", metavar="DIR", help="the folder of the XML files, if not found by itself")
+    add("--limit", type=int, metavar="N", help="at most N photos")
+    add("--first", type=int, metavar="N", help="the first N photos of the data set")
+    add("--ids", metavar="FILE", help="only the photos that the file names, one a line")
+    add("--sample", type=int, metavar="N", help="N photos at random")
+    add("--seed", type=int, default=0, metavar="N", help="of the sample and of the absent classes")
+    add("--blacklist", metavar="FILE", help="leave out the photos that the file names or numbers")
+    add("--skip-bad", action="store_true", help="leave out photos that cannot be used, and list them")
+    add("--workers", type=int, metavar="N", help="N processes on this machine, by Dask")
+    add("--scheduler", metavar="ADDRESS", help="a Dask scheduler, e.g. tcp://10.0.0.1:8786")
+
+
+def encoding_options(options) -> dict:
+    """The command line's options of `encode`, as far as all commands share them, by name."""
+    return {
+        "layer": options.layer,
+        "maps": options.maps,
+        "pca": options.pca,
+        "keep": options.keep,
+        "precision": options.precision,
+        "fit": options.fit,
+        "refined": options.refined,
+    }
+
+
+def protocol_options(options) -> dict:
+    """The command line's options of the `Protocol`, by name."""
+    return encoding_options(options) | {
+        "temperature": options.temperature,
+        "threshold": options.threshold,
+        "temperatures": options.temperatures,
+        "thresholds": options.thresholds,
+        "names": options.names,
+        "templates": options.templates,
+        "slow_baselines": options.slow_baselines,
+        "seed": options.seed,
+    }
+
+
+def dataset_options(options) -> dict:
+    """The command line's options of `read_dataset`, by name."""
+    return {
+        "layout": options.layout,
+        "boxes": options.boxes,
+        "names": options.names,
+        "limit": options.limit,
+        "first": options.first,
+        "ids": options.ids,
+        "sample": options.sample,
+        "seed": options.seed,
+        "blacklist": options.blacklist,
+        "skip_bad": options.skip_bad,
+    }
+
+
+def check_numbers(options) -> None:
+    """Tell of an option out of range before a model is loaded."""
+    if options.threshold is not None:
+        check_threshold(options.threshold, "--threshold")
+    if options.temperature is not None:
+        check_temperature(options.temperature, "--temperature")
+    check_keep(options.keep)
+
+
+# ── Commands ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def run_localize(options) -> None:
+    """Find texts in an image, and print what was found."""
+    check_numbers(options)
+    EncodingOptions(**encoding_options(options)).check()
+    check_output(options.out)
+    import vlscore
+
+    image = vlscore.load_image(options.image)
+    model = vlscore.load_model(options.model)
+    model.encode_text(options.texts)  # a bad prompt is told before the long part
+    if unknown := [word for text in options.texts for word in model.unknown_words(text)]:
+        words = ", ".join(map(repr, dict.fromkeys(unknown)))
+        print(f"vlscore: {model.name} does not know {words}: left out of the prompt", file=sys.stderr)
+    encoding = vlscore.encode(model, image, progress=show_progress, **encoding_options(options))
+    asked = options.temperature, options.threshold
+    found = [vlscore.localize(model, encoding, text, *asked) for text in options.texts]
+    if options.out:
+        title = f"{Path(options.image).name}: {encoding.model}, {encoding.layer}, {len(encoding.maps)} maps"
+        write_picture(options.out, vlscore.draw_localizations(image, found, encoding, title))
+    facts = vlscore.as_facts(options.image, image.size, model.name, found)
+    print(json.dumps(facts) if options.json else vlscore.as_text(found))
+
+
+def run_evaluate(options) -> None:
+    """Measure, and print layout and table; a run that is stopped goes on by --resume."""
+    check_numbers(options)
+    import vlscore
+
+    dataset = vlscore.read_dataset(options.root, **dataset_options(options), progress=show_checking)
+    for line in dataset.bad:
+        print(f"vlscore: left out: {line}", file=sys.stderr)
+    count = f"{len(dataset.photos)} photos of {len({photo.label for photo in dataset.photos})} classes"
+    print(f"{options.root}: {count}, layout {dataset.layout} ({LAYOUTS[dataset.layout]})", flush=True)
+    model = vlscore.load_model(options.model)
+    chosen = protocol_options(options)
+    Protocol(**chosen).resolve(model)  # a bad option is told before workers are started
+    with start_cluster(options) as client, Pace(len(dataset.photos)) as pace:
+        vlscore.evaluate(model, dataset, options.out, options.resume, client, pace, **chosen)
+    summary = read_json(Path(options.out) / "summary.json")
+    print(vlscore.summary_table(summary), vlscore.published_table(), sep="\n\n", end="\n\n")
+    print(f"summary: {Path(options.out) / 'summary.json'}")
+
+
+def run_compare(options) -> None:
+    """Print how two runs differ on the same images."""
+    import vlscore
+
+    found = vlscore.compare(vlscore.read_run(options.first), vlscore.read_run(options.second))
+    if options.json:
+        print(json.dumps(found))
+        return
+    print(f"{'percent':14} {'first':>7} {'second':>7} {'difference':>26} {'p':>8}")
+    for metric, each in found.items():
+        first, second, difference, low, high = (
+            100 * each[key] for key in ("first", "second", "difference", "low", "high")
+        )
+        change = f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+        print(f"{metric:14} {first:7.1f} {second:7.1f} {change:>26} {each['p']:8.4f}")
+
+
+def run_models(options) -> None:
+    """Print a row for each model: name, whether its weights are here, τ, α, α of refined maps, what it is."""
+    print(f"{'model':15} {'here':5} {'τ':>5} {'α':>5} {'refined':>7}  what it is")
+    for family in FAMILIES:
+        for name, defaults in family.models.items():
+            here = "yes" if family.is_here(name) else "no"
+            print("{:15} {:5} {:5} {:5} {:7}  {}".format(name, here, *defaults, family.describe(name)))
+    print("PATH            a checkpoint in OpenAI's layout: TorchScript archive or state dict")
+
+
+COMMANDS = {
+    "localize": run_localize,
+    "evaluate": run_evaluate,
+    "compare": run_compare,
+    "models": run_models,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, or 2 for bad input, said in one line on stderr."""
+    # Else PyTorch's idle threads spin and take the cores from OpenVINO's.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without τ or emoji
+    try:
+        options = build_parser().parse_args(argv)
+        COMMANDS[options.command](options)
+        sys.stdout.flush()
+        return 0
+    except VLScoreError as error:
+        message, code = str(error), 2
+    except KeyboardInterrupt:
+        message, code = "stopped", 130
+    except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
+        drop_output()
+        return 0
+    except OSError as error:
+        drop_output()
+        message, code = (
+            f"{error.filename or 'the output'}: {error.strerror}: fix it and run the command again",
+            2,
+        )
+    except Exception as error:
+        message, code = f"unexpected {type(error).__name__}: {error}: please report it", 1
+    print("vlscore: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def drop_output() -> None:
+    """Keep the interpreter from flushing to a broken stdout when it ends."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# ── Pictures ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_output(path: str | None) -> None:
+    """Tell of a picture that cannot be written before the long part."""
+    if path is None:
+        return
+    file = Path(path)
+    if file.suffix.lower() not in PICTURE_ENDINGS:
+        raise VLScoreError(f"--out {path} has none of the endings {', '.join(PICTURE_ENDINGS)}: use .png")
+    try:
+        is_folder = file.is_dir()
+        with tempfile.TemporaryFile(dir=file.parent):
+            is_locked = file.exists() and not os.access(file, os.W_OK)
+    except OSError as error:
+        raise unwritable(path, error.strerror) from None
+    if is_folder or is_locked:
+        raise unwritable(path, "it is a folder" if is_folder else "it is read-only")
+
+
+def unwritable(path: str, reason: str) -> VLScoreError:
+    """What is told of a picture that cannot be written."""
+    return VLScoreError(f"--out {path} cannot be written ({reason}): choose another place")
+
+
+def write_picture(path: str, figure) -> None:
+    """Write a matplotlib Figure, whole or not at all."""
+    content = BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a glyph, such as an emoji, that the font does not have
+        dpi = min(100, 60000 / figure.get_figheight())  # a JPEG or WebP has at most 65,535 rows
+        figure.savefig(content, format=Path(path).suffix[1:].lower(), dpi=dpi)
+    try:
+        write_whole(path, content.getvalue())
+    except OSError as error:
+        raise unwritable(path, error.strerror) from None
+
+
+# ── Progress and workers ─────────────────────────────────────────────────────────────────────────
+
+
+def show_progress(batches):
+    """A bar on stderr when a terminal is attached and the job lasts longer than two seconds."""
+    from tqdm import tqdm
+
+    return tqdm(batches, "encoding masked images", unit="batch", delay=2, leave=False, disable=None)
+
+
+def show_checking(photos):
+    """The same while photos are checked."""
+    from tqdm import tqdm
+
+    return tqdm(photos, "checking photos", unit="photo", delay=2, leave=False, disable=None)
+
+
+class Pace:
+    """Images a second and the time left, on stderr: a bar, or a line every half minute without a terminal."""
+
+    def __init__(self, total):
+        self.total, self.bar = total, None
+
+    def __call__(self, count, measured=True):
+        from tqdm import tqdm
+
+        if self.bar is None:  # not before there is something to show: an error is told in one line
+            every = 0.1 if sys.stderr.isatty() else 30
+            self.bar = tqdm(
+                desc="evaluating", total=self.total, unit="image", mininterval=every, maxinterval=every
+            )
+        if not measured:
+            self.bar.initial += count
+        self.bar.update(count)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.bar is not None:
+            self.bar.close()
+
+
+@contextmanager
+def start_cluster(options):
+    """A Dask client for --workers or --scheduler while the block runs; None for neither."""
+    if options.workers is None and options.scheduler is None:
+        yield None
+        return
+    if options.workers is not None and (options.scheduler is not None or options.workers < 1):
+        raise VLScoreError(f"--workers is {options.workers}: give 1 or more, and no --scheduler beside it")
+    dask, distributed = import_extra("dask", "evaluation"), import_extra("distributed", "evaluation")
+
+    # A lost worker is no fault of the parts in its hands.
+    dask.config.set({"distributed.scheduler.allowed-failures": 100})
+    with ExitStack() as stack:
+        try:
+            place = options.scheduler
+            if place is None:
+                local = distributed.LocalCluster(
+                    options.workers, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+                )
+                place = stack.enter_context(local)
+            client = stack.enter_context(distributed.Client(place, timeout=20))
+        except (OSError, ValueError) as error:
+            raise VLScoreError(f"no Dask scheduler at {options.scheduler} ({error}): start one") from None
+        yield client
+
+
+if __name__ == "__main__":
+    from vlscore_cli import main  # functions sent to other processes must not be of a module `__main__`
+
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The layouts in which ImageNet's validation set and its like are kept, and class lists."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from vlscore_lib.datasets.voc import ListedPhoto, hand_boxed_photos
+from vlscore_lib.errors import VLScoreError
+from vlscore_lib.prompts import imagenet_classes
+
+LAYOUTS = {
+    "official": "val/*.JPEG, one XML a photo",
+    "kaggle": "ILSVRC/Data/CLS-LOC/val, XML or LOC_val_solution.csv",
+    "torchvision": "a folder of photos for each wnid, one XML a photo",
+    "wsolevaluation": "localization.txt, class_labels.txt",
+    "hand-boxed": "one VOC XML for each photo of an installed package",
+}
+# Where the XML files of a data set may be; inside, each may stand in a folder of its class.
+BOX_FOLDERS = (
+    "bbox/val",
+    "ILSVRC2012_bbox_val_v3/val",
+    "ILSVRC2012_bbox_val_v3",
+    "Annotations/CLS-LOC/val",
+)
+PHOTO_ENDINGS = (".jpeg", ".jpg", ".png", ".webp")
+CLASS_LIST = "LOC_synset_mapping.txt"
+
+
+def find_layout(root) -> str:
+    """Tell a data set's layout from what is in its folder.
+
+    Raises:
+        VLScoreError: none of the `LAYOUTS`, or signs of two.
+    """
+    root = Path(root)
+    found = list_layouts(root)
+    if "wsolevaluation" in found and find_box_folder(root) is None:  # its lists tell of the photos in val/
+        found = [layout for layout in found if layout != "official"]
+    if not found:
+        known = "; ".join(f"{layout} ({sign})" for layout, sign in LAYOUTS.items())
+        raise VLScoreError(f"{root} has none of the known layouts: {known}")
+    if len(found) > 1:
+        raise VLScoreError(
+            f"{root} mixes layouts, {' and '.join(found)}: separate them, or choose by --layout"
+        )
+    return found[0]
+
+
+def list_layouts(root: Path) -> list[str]:
+    """Every layout that a folder shows signs of."""
+    if not root.is_dir():
+        raise VLScoreError(f"{root} is no folder: give the data set's")
+    val = root / "val" if (root / "val").is_dir() else root
+    signs = {
+        "kaggle": find_kaggle_folder(root) is not None,
+        "wsolevaluation": find_metadata_folder(root) is not None,
+        "torchvision": any(list_photos(folder) for folder in list_wnid_folders(val)),
+        "official": val != root and bool(list_photos(val)),
+        "hand-boxed": any(root.glob("*.xml")),
+    }
+    return [layout for layout, is_there in signs.items() if is_there]
+
+
+def list_photos(folder):
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_ENDINGS)
+
+
+def list_wnid_folders(folder):
+    return sorted(each for each in folder.glob("n[0-9]*") if each.is_dir())
+
+
+def find_box_folder(root):
+    return next((root / each for each in BOX_FOLDERS if (root / each).is_dir()), None)
+
+
+def find_kaggle_folder(root):
+    return next((each for each in (root / "ILSVRC", root) if (each / "Data/CLS-LOC/val").is_dir()), None)
+
+
+def find_metadata_folder(root):
+    places = (root, root / "metadata", root / "metadata/ILSVRC/test", root / "test")
+    return next((each for each in places if (each / "localization.txt").is_file()), None)
+
+
+def find_xml(path, folder):
+    """A photo's XML: in the folder of annotations, there in a folder of its class, or beside the photo."""
+    places = [folder, folder / path.parent.name] if folder else []
+    candidates = [place / f"{path.stem}.xml" for place in (*places, path.parent)]
+    return next((each for each in candidates if each.is_file()), None)
+
+
+def pair_with_boxes(paths, folder, solutions, by_folder=False):
+    """Photos with their XML files, or with the boxes of a LOC_val_solution.csv where there are none."""
+    for path in paths:
+        solved = solutions.get(path.stem, [])
+        label = path.parent.name if by_folder else solved[0][0] if solved else None
+        xml = find_xml(path, folder)
+        yield ListedPhoto(path, label, xml, solved if solved and not xml and not folder else None)
+
+
+def read_official(root, boxes):
+    folder = boxes or find_box_folder(root)
+    return pair_with_boxes(list_photos(root / "val"), folder, read_solutions(root))
+
+
+def read_torchvision(root, boxes):
+    val = root / "val" if (root / "val").is_dir() else root
+    paths = [path for folder in list_wnid_folders(val) for path in list_photos(folder)]
+    folder = boxes or find_box_folder(root) or find_box_folder(root.absolute().parent)
+    return pair_with_boxes(paths, folder, read_solutions(root), by_folder=True)
+
+
+def read_kaggle(root, boxes):
+    inner = find_kaggle_folder(root)
+    folder = boxes or find_box_folder(inner)
+    solutions = read_solutions(root) or read_solutions(inner.absolute().parent)
+    return pair_with_boxes(list_photos(inner / "Data/CLS-LOC/val"), folder, solutions)
+
+
+def read_wsolevaluation(root, boxes):
+    """The metadata of Choe et al. 2020: boxes with their last pixel, and classes by index."""
+    metadata = find_metadata_folder(root)
+    labels = {name: index for name, index in read_rows(metadata / "class_labels.txt", 2, int)}
+    sizes, found = {}, {name: [] for name in labels}
+    if (metadata / "image_sizes.txt").is_file():
+        sizes = {name: (w, h) for name, w, h in read_rows(metadata / "image_sizes.txt", 3, int)}
+    wnids = list(read_own_classes(root) or imagenet_classes())
+    for name, index in labels.items():
+        if not 0 <= index < len(wnids):
+            raise VLScoreError(
+                f"{metadata / 'class_labels.txt'} gives {name} an unknown class, {index}: fix it"
+            )
+    for name, size in sizes.items():
+        if min(size) < 1:
+            raise VLScoreError(f"{metadata / 'image_sizes.txt'} gives {name} the size {size}: fix it")
+    for name, x0, y0, x1, y1 in read_rows(metadata / "localization.txt", 5, float):
+        if name not in labels:
+            raise VLScoreError(f"{metadata / 'class_labels.txt'} has no class of {name}: add it")
+        found[name].append((wnids[labels[name]], (x0, y0, x1 + 1, y1 + 1)))
+    for name in found:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise VLScoreError(f"{metadata} names {name}, outside of {root}: take it out")
+    places = [root, metadata, root / "dataset/ILSVRC", root / "dataset"]
+    some = next(iter(found), "")
+    base = next((each for each in places if (each / some).is_file()), root)
+    return [
+        ListedPhoto(base / name, wnids[labels[name]], None, objects, sizes.get(name))
+        for name, objects in found.items()
+    ]
+
+
+def read_hand_boxed(root, boxes):
+    for name, photo in hand_boxed_photos(root).items():
+        yield ListedPhoto(photo.path, photo.label, root / f"{name}.xml")
+
+
+READERS = {
+    "official": read_official,
+    "kaggle": read_kaggle,
+    "torchvision": read_torchvision,
+    "wsolevaluation": read_wsolevaluation,
+    "hand-boxed": read_hand_boxed,
+}
+
+
+def read_rows(path, count, number=str):
+    """The rows of a comma-separated file: a name and numbers, so many fields, none of them huge.
+
+    Raises:
+        VLScoreError: no such file, or a row that cannot be read.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            for line, row in enumerate(csv.reader(file), start=1):
+                if len(row) != count:
+                    raise csv.Error(f"line {line} has {len(row)} fields, not {count}")
+                yield [row[0], *map(number, row[1:])]
+    except (OSError, ValueError, csv.Error) as error:
+        raise VLScoreError(f"{path} cannot be read ({error}): fix or replace it") from None
+
+
+def read_solutions(folder) -> dict[str, list]:
+    """Read Kaggle's LOC_val_solution.csv, if it is there: name -> (wnid, half-open box) of each object."""
+    path, found = folder / "LOC_val_solution.csv", {}
+    if not path.is_file():
+        return found
+    for number, (name, text) in enumerate(read_rows(path, 2), start=1):
+        if name == "ImageId":
+            continue
+        tokens = text.split()
+        if Path(name).name != name or name == "..":
+            raise VLScoreError(f"{path}, line {number}: {name[:60]} is no name of a photo: take it out")
+        try:
+            rows = [
+                (tokens[n], [int(each) for each in tokens[n + 1 : n + 5]]) for n in range(0, len(tokens), 5)
+            ]
+            found[name] = [(wnid, (x0, y0, x1 + 1, y1 + 1)) for wnid, (x0, y0, x1, y1) in rows]
+        except ValueError:
+            raise VLScoreError(f"{path}, line {number}: not five words a box: fix the line") from None
+    return found
+
+
+def read_own_classes(root):
+    return read_classes(root / CLASS_LIST) if (root / CLASS_LIST).is_file() else None
+
+
+def read_classes(path) -> dict[str, list[str]]:
+    """Read a class list, ``LOC_synset_mapping.txt``: wnid -> names, in the order of the classes.
+
+    Raises:
+        VLScoreError: no such file, or a line that is not a wnid and its names.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VLScoreError(f"{path} cannot be read ({error}): give a LOC_synset_mapping.txt") from None
+    names = {}
+    for number, line in enumerate(lines, start=1):
+        wnid, _, rest = line.partition(" ")
+        if not rest.strip():
+            raise VLScoreError(f"{path}, line {number}: {line[:40]!r} is no wnid with names: fix the line")
+        names[wnid] = [name.strip() for name in rest.split(",")]
+    return names

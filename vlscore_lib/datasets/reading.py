@@ -1,0 +1,201 @@
+"""Reading a data set: its layout is found, photos are chosen, and every photo is checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from vlscore_lib.datasets.imagenet import (
+    CLASS_LIST,
+    LAYOUTS,
+    PHOTO_ENDINGS,
+    READERS,
+    find_layout,
+    list_layouts,
+    read_own_classes,
+)
+from vlscore_lib.datasets.voc import AnnotatedPhoto, annotate, read_voc
+from vlscore_lib.errors import MissingPackageError, VLScoreError, check_at_least
+from vlscore_lib.prompts import imagenet_classes, imagenet_label
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Photos with ground truth, and the classes they may be of.
+
+    Attributes:
+        layout: how the folder is laid out, one of `LAYOUTS`.
+        photos: by name.
+        classes: class -> its names, in the order of the classes.
+        bad: a line for each photo left out, which says why.
+    """
+
+    layout: str
+    photos: list[AnnotatedPhoto]
+    classes: dict[str, list[str]]
+    bad: list[str]
+
+    def checksum(self) -> str:
+        """SHA-256 over photos, sizes, labels and boxes, the same in every layout."""
+        facts = [(photo.name, photo.size, photo.label, photo.boxes) for photo in self.photos]
+        return sha256(json.dumps([facts, self.classes]).encode()).hexdigest()
+
+
+def read_dataset(
+    root,
+    layout: str | None = None,
+    boxes=None,
+    names: str = "imagenet",
+    limit: int | None = None,
+    first: int | None = None,
+    ids=None,
+    sample: int | None = None,
+    seed: int = 0,
+    blacklist=None,
+    skip_bad: bool = False,
+    progress=iter,
+) -> Dataset:
+    """Read a data set with boxes, in any of the `LAYOUTS`, and check every photo of it.
+
+    Boxes are scaled where a photo is a resized copy of the one that its annotation tells of.
+
+    Args:
+        root: the data set's folder.
+        layout: one of `LAYOUTS`; found by looking at the folder.
+        boxes: the folder of the XML files, if not one of `BOX_FOLDERS`.
+        names: of ImageNet's classes: ``"imagenet"``, all synonyms, or ``"clip"``, those of CLIP's authors.
+        limit: at most so many photos, of those chosen by the other options.
+        first: the first n of all photos, in the order of their names.
+        ids: a file that names the photos to take, one a line.
+        sample, seed: so many photos at random.
+        blacklist: a file that names photos to leave out, or numbers them as ImageNet's devkit does.
+        skip_bad: leave out photos that cannot be used.
+        progress: wraps the photos while they are checked.
+
+    Raises:
+        VLScoreError: no such layout, or signs of two; photos that cannot be used, each named; a list that
+            names an unknown photo; a path that leaves the folder.
+    """
+    root = Path(root)
+    if layout is None:
+        layout = find_layout(root)
+    elif layout not in LAYOUTS:
+        raise VLScoreError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
+    elif layout not in list_layouts(root):
+        raise VLScoreError(f"{root} is not laid out as {layout} ({LAYOUTS[layout]}): choose another")
+    listed = {}
+    for each in READERS[layout](root, Path(boxes) if boxes else None):
+        if each.path.stem in listed:
+            raise VLScoreError(f"{root} has two photos named {each.path.stem}: take one out")
+        listed[each.path.stem] = each
+    chosen = choose_photos(sorted(listed), limit, first, ids, sample, seed, blacklist)
+    if not chosen:
+        raise VLScoreError(f"{root} has no photo to take: choose others")
+    photos, bad = check_photos(add_known_labels([listed[name] for name in chosen]), progress)
+    if bad and not skip_bad:
+        told = "; ".join(bad[:100]) + (f"; and {len(bad) - 100} more" if len(bad) > 100 else "")
+        raise VLScoreError(
+            f"{len(bad)} of {len(chosen)} photos cannot be used: {told}. Fix them, or add --skip-bad"
+        )
+    if not photos:
+        raise VLScoreError(f"{root} has no photo that can be used: {bad[0]}")
+    return Dataset(layout, photos, choose_classes(root, photos, names), bad)
+
+
+def choose_photos(names, limit, first, ids, sample, seed, blacklist):
+    """Choose photos by name, see `read_dataset`."""
+    for option, value in (("--limit", limit), ("--first", first), ("--sample", sample)):
+        check_at_least(1, value, option)
+    check_at_least(0, seed, "--seed")
+    chosen = names[:first]
+    if ids is not None:
+        wanted = read_names(ids)
+        if unknown := sorted(wanted - set(names)):
+            raise VLScoreError(f"{ids} names {unknown[0]}, which is not there: take it out")
+        chosen = [name for name in chosen if name in wanted]
+    if blacklist is not None:
+        left_out = read_names(blacklist)
+        chosen = [name for name in chosen if name not in left_out]
+    if sample is not None:
+        rows = np.random.default_rng(seed).permutation(len(chosen))[:sample]
+        chosen = [chosen[row] for row in sorted(rows)]
+    return chosen[:limit]
+
+
+def read_names(path):
+    """The names in a list, one a line; a bare number is that of an ImageNet validation photo."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VLScoreError(f"{path} cannot be read ({error}): give a list of photos, one a line") from None
+    words = [Path(line.split()[0]) for line in lines if line.strip()]
+    if long := next((each.name for each in words if len(each.name) > 255), None):
+        raise VLScoreError(f"{path} names {long[:40]}…, which is no photo: take it out")
+    return {
+        f"ILSVRC2012_val_{int(each.name):08}" if each.name.isdecimal() else strip_ending(each)
+        for each in words
+    }
+
+
+def strip_ending(path):
+    return path.stem if path.suffix.lower() in PHOTO_ENDINGS else path.name
+
+
+def add_known_labels(listed):
+    """Give photos of ImageNet's validation set their known labels, where nothing else tells them.
+
+    Another set may use the same file names; then most annotations disagree, and tell the labels themselves.
+    """
+    known, agreeing = {}, 0
+    for each in listed:
+        label = imagenet_label(each.path.stem) if each.label is None and each.xml else None
+        with suppress(VLScoreError):  # a broken annotation is told of later
+            if label is not None:
+                told = [object_label for object_label, _ in read_voc(each.xml)[2]]
+                known[each.path], agreeing = label, agreeing + (label in told)
+    if agreeing * 2 <= len(known):
+        return listed
+    return [each._replace(label=known.get(each.path, each.label)) for each in listed]
+
+
+def check_photos(listed, progress):
+    """Open every photo and annotation: photos that can be used, and a line for each other one."""
+
+    def check(each):
+        try:
+            return annotate(each)
+        except MissingPackageError:  # is no fault of the photo
+            raise
+        except VLScoreError as error:
+            return str(error)
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # of Pillow; here, since the filters are not each thread's own
+        found = list(progress(pool.map(check, listed)))
+    photos = [each for each in found if isinstance(each, AnnotatedPhoto)]
+    return photos, [each for each in found if isinstance(each, str)]
+
+
+def choose_classes(root, photos, names):
+    """ImageNet's classes if all photos are of them, else those of the folder's own list, or of the photos."""
+    labels = {photo.label for photo in photos}
+    if labels <= set(classes := imagenet_classes(names)):
+        return classes
+    classes = read_own_classes(root) or {label: [label] for label in sorted(labels)}
+    if missing := sorted(labels - set(classes)):
+        raise VLScoreError(f"{root / CLASS_LIST} does not name the class {missing[0]}: add it")
+    if missing := sorted(label for label, names in classes.items() if names == [label] and is_wnid(label)):
+        raise VLScoreError(f"{root} does not name the class {missing[0]}: put a {CLASS_LIST} there")
+    return classes
+
+
+def is_wnid(label):
+    return label.startswith("n") and label[1:].isdecimal()

@@ -1,0 +1,62 @@
+"""What is told to the user when an input cannot be used, and the checks of ranges that all rooms share."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+
+class VLScoreError(ValueError):
+    """What the user gave cannot be used: one line that says what is wrong and how to fix it."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))  # a name that is quoted may hold line breaks
+
+
+class MissingPackageError(VLScoreError):
+    """A package of one of the extras is not installed."""
+
+
+def check_temperature(value: float, name: str = "the temperature") -> None:
+    """Raises VLScoreError unless τ is a finite number above 0."""
+    if not 0 < value < float("inf"):
+        raise VLScoreError(f"{name} is {value}: give a number above 0")
+
+
+def check_threshold(value: float, name: str = "the threshold") -> None:
+    """Raises VLScoreError unless the CAM threshold α lies between 0 and 1."""
+    if not 0 < value < 1:
+        raise VLScoreError(f"{name} is {value}: give a number between 0 and 1")
+
+
+def check_keep(keep: int | float | None) -> None:
+    """Raises VLScoreError unless `keep` is None, a number of maps, or a fraction between 0 and 1."""
+    is_count = isinstance(keep, int) and not isinstance(keep, bool) and keep >= 1
+    is_fraction = isinstance(keep, float) and 0 < keep < 1
+    if not (keep is None or is_count or is_fraction):
+        raise VLScoreError(f"keep is {keep!r}: give a number of maps, or a fraction between 0 and 1")
+
+
+def check_at_least(lowest: int, value: int | None, name: str) -> None:
+    """Raises VLScoreError if a value is given and below the lowest one allowed."""
+    if value is not None and value < lowest:
+        raise VLScoreError(f"{name} is {value}: give {lowest} or more")
+
+
+def check_choice(value: str, choices, name: str) -> None:
+    """Raises VLScoreError unless the value is one of the choices."""
+    if value not in choices:
+        raise VLScoreError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
+
+
+def import_extra(module: str, extra: str):
+    """Import a module that comes with one of the package's extras.
+
+    Raises:
+        MissingPackageError: it is not installed; the message names the extra.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"this needs the package {error.name}: install it by pip install 'vlscore[{extra}]'"
+        ) from None

@@ -1,0 +1,1 @@
+"""Evaluation: what is measured and how, baselines, the folder of a run, summaries and tables."""

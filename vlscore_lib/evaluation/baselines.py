@@ -1,0 +1,103 @@
+"""Baselines: the saliency maps of other methods for the same model and text."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+
+import torch
+
+from vlscore_lib.encoding import Encoding
+from vlscore_lib.errors import import_extra
+from vlscore_lib.masks import embed_masked
+from vlscore_lib.models.base import Model, unit
+from vlscore_lib.models.fast_encoder import fast_encoder
+
+
+def mean_map(encoding: Encoding) -> torch.Tensor:
+    """relu of the mean of all maps, (h, w): a baseline that never reads the prompt."""
+    return encoding.maps.mean(0).relu()
+
+
+def baseline_maps(
+    model: Model, image, encoding: Encoding, fit: str, text: torch.Tensor, with_slow_baselines: bool = False
+) -> dict[str, torch.Tensor]:
+    """Saliency maps of other methods for a text (D,): name -> (h, w) or (S, S).
+
+    The mean of all maps; the similarity map of the architecture, where it has one; Grad-CAM; and, if
+    asked for, Score-CAM (both by pytorch-grad-cam) and gScoreCAM, which take a pass for each map and prompt.
+    """
+    pixels, layer = model.preprocess(image, fit), encoding.layer
+    found = {"mean of all maps": mean_map(encoding)}
+    if layer == model.layers[-1]:
+        maps = encoding.maps if encoding.kind == "activation" else model.feature_maps(pixels[None])[0]
+        if (similar := model.similarity_map(maps, text)) is not None:
+            found["similarity map (CAM)"] = similar.relu()
+    found["Grad-CAM"] = compute_cam("GradCAM", model, pixels, text, layer)
+    if with_slow_baselines:
+        found["Score-CAM"] = compute_cam("ScoreCAM", model, pixels, text, layer)
+        found["gScoreCAM"] = compute_gscorecam(model, pixels, text, layer)
+    return found
+
+
+class CosineScorer(torch.nn.Module):
+    """An encoder that gives the cosine with a text, and gradients of it: (B, 3, S, S) -> (B, 1)."""
+
+    def __init__(self, model, text):
+        super().__init__()
+        self.visual, self.project, self.text = model.visual, model.project, unit(text).to(model.device)
+
+    def forward(self, pixels):
+        return (unit(self.project(self.visual(pixels))) @ self.text)[:, None]
+
+
+def compute_cam(
+    method: str, model: Model, pixels: torch.Tensor, text: torch.Tensor, layer: str
+) -> torch.Tensor:
+    """GradCAM or ScoreCAM of pytorch-grad-cam for the cosine with a text (D,): (S, S) in [0, 1]."""
+    library = import_extra("pytorch_grad_cam", "evaluation")
+    module, reshape = model.gradient_module(layer), model.output_maps if model.is_vit else None
+    cam_class, scorer = getattr(library, method), CosineScorer(model, text)
+    silent = redirect_stderr(StringIO())  # ScoreCAM shows a progress bar of its own
+    with silent, gradients_from(module), cam_class(scorer, [module], reshape_transform=reshape) as cam:
+        return torch.from_numpy(cam(pixels[None].to(model.device), targets=[lambda score: score[0]])[0])
+
+
+@contextmanager
+def gradients_from(module):
+    """Let gradients begin at a module's outputs while the block runs; the list given collects them.
+
+    The layers before need none, and are spared their share of the backward pass.
+    """
+    outputs = []
+
+    def begin(_, __, output):
+        outputs.append(output.detach().requires_grad_())
+        return outputs[-1]
+
+    handle = module.register_forward_hook(begin)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def compute_gscorecam(model: Model, pixels: torch.Tensor, text: torch.Tensor, layer: str, k: int = 300):
+    """gScoreCAM (Chen et al. 2022): only the k maps of largest mean gradient are scored; no cap.
+
+    Its passes are prompt-dependent.  The weights are a softmax at the model's τ.
+
+    Returns:
+        (h, w).
+    """
+    with gradients_from(model.gradient_module(layer)) as outputs:
+        score = CosineScorer(model, text)(pixels[None].to(model.device))
+    (gradient,) = torch.autograd.grad(score.sum(), outputs)
+    maps, gradient = model.output_maps(outputs[0].detach().float()), model.output_maps(gradient)
+    rows = gradient[0].mean((1, 2)).topk(min(k, maps.shape[1])).indices
+    chosen = maps[0, rows]
+    base = model.encode_image(torch.zeros_like(pixels)[None])[0].cpu()
+    every, pixels = [torch.arange(len(chosen))], pixels.to(model.device)
+    (embeddings,) = embed_masked(fast_encoder(model, "float32"), pixels[None], chosen[None], every, base, 16)
+    w = ((embeddings @ unit(text)) / model.temperature).softmax(0)
+    return torch.einsum("k,khw->hw", w, chosen.cpu()).relu()

@@ -1,0 +1,158 @@
+"""Runs: a folder that keeps shards of records, parameters and summary, and can be resumed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+
+from vlscore_lib import __version__
+from vlscore_lib.datasets.reading import Dataset
+from vlscore_lib.errors import VLScoreError, import_extra
+from vlscore_lib.evaluation.protocol import Protocol
+from vlscore_lib.evaluation.summaries import summarize
+from vlscore_lib.files import read_json, to_json, write_whole
+from vlscore_lib.models.base import Model
+
+
+class Run:
+    """An evaluation's folder; all of it is written whole or not at all.
+
+    Attributes:
+        shards: lists of (photo, whether slow baselines are measured on it), the unit of work and of resuming.
+    """
+
+    def __init__(self, model: Model, dataset: Dataset, protocol: Protocol, out=None):
+        self.out, self.protocol, self.dataset = None if out is None else Path(out), protocol, dataset
+        numbered = [(photo, n < protocol.slow_baselines) for n, photo in enumerate(dataset.photos)]
+        size = max(8, -(-len(numbered) // 1000))  # no more than 1,000 shards
+        self.shards = [numbered[start : start + size] for start in range(0, len(numbered), size)]
+        self.model = model
+
+    def shard_file(self, number: int) -> Path:
+        """Where a shard's records are kept."""
+        return self.out / f"part-{number:05}.parquet"
+
+    def start(self, resume: bool) -> dict:
+        """Open or make the folder -> the records of the shards that are there.
+
+        Raises:
+            VLScoreError: it holds a run and ``resume`` is False, or a run with other parameters.
+        """
+        if self.out is None:
+            return {}
+        file = self.out / "run.json"
+        if file.exists():
+            if not resume:
+                raise VLScoreError(
+                    f"{self.out} holds a run: add --resume to go on with it, or choose another folder"
+                )
+            self.check_same(read_parameters(self.out))
+        else:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if any(self.out.glob("part-*.parquet")):
+                raise VLScoreError(f"{self.out} has parts but no run.json: choose another folder")
+            write_whole(file, to_json({"parameters": self.parameters(), "versions": package_versions()}))
+        for stray in self.out.glob(".vlscore-*"):  # of a process that was killed while writing
+            stray.unlink()
+        done = {}
+        for number, shard in enumerate(self.shards):
+            if self.shard_file(number).exists():
+                done[number] = read_shard(self.shard_file(number))
+                if list(done[number]["image"]) != [photo.name for photo, _ in shard]:
+                    raise VLScoreError(f"{self.shard_file(number)} has other photos: remove it")
+        return done
+
+    def parameters(self) -> dict:
+        """All that the records depend on."""
+        return {
+            "vlscore": __version__,
+            "model": self.model.name,
+            "weights": self.model.checksum(),
+            "images": len(self.dataset.photos),
+            "data": self.dataset.checksum(),
+            **asdict(self.protocol),
+        }
+
+    def check_same(self, theirs: dict) -> None:
+        """Raises VLScoreError if a run in the folder has other parameters than this one."""
+        ours = json.loads(json.dumps(self.parameters()))
+        for key in ours | theirs:
+            if ours.get(key) != theirs.get(key):
+                raise VLScoreError(
+                    f"{self.out} holds a run with {key} {theirs.get(key)}, not {ours.get(key)}:"
+                    " give the same, or choose another folder"
+                )
+
+    def keep(self, number: int, records):
+        """Write a shard, and read it back, so that a resumed run computes on the same."""
+        if self.out is None:
+            return records
+        content = BytesIO()
+        records.to_parquet(content, index=False, write_page_checksum=True)
+        write_whole(self.shard_file(number), content.getvalue())
+        return read_shard(self.shard_file(number))
+
+    def finish(self, records) -> None:
+        """Write the summary."""
+        if self.out is not None:
+            facts = summarize(records, self.protocol)
+            facts |= {"model": self.model.name, "skipped": self.dataset.bad}
+            write_whole(self.out / "summary.json", to_json(facts))
+
+
+def read_shard(path):
+    """Read a shard's records -> a pandas DataFrame.
+
+    Raises:
+        VLScoreError: it is damaged, or no shard.
+    """
+    pandas = import_extra("pandas", "evaluation")
+    try:
+        records = pandas.read_parquet(path, page_checksum_verification=True)
+        records["image"]  # a KeyError if it holds something else
+        return records
+    except Exception as error:  # a damaged footer raises nearly any type
+        raise VLScoreError(f"{path} cannot be read ({error}): remove it and run again") from None
+
+
+def read_parameters(out) -> dict:
+    """The parameters of the run in a folder.
+
+    Raises:
+        VLScoreError: it holds no run.
+    """
+    facts = read_json(Path(out) / "run.json")
+    parameters = facts.get("parameters") if isinstance(facts, dict) else None
+    if not isinstance(parameters, dict) or "images" not in parameters:
+        raise VLScoreError(f"{Path(out) / 'run.json'} has no parameters of a run: choose another folder")
+    if "peers" in parameters:  # as version 0.1.0 called them
+        parameters["slow_baselines"] = parameters.pop("peers")
+    return parameters
+
+
+def read_run(out) -> tuple[dict, object]:
+    """A finished run's parameters, and its records as a pandas DataFrame.
+
+    Raises:
+        VLScoreError: no such run, or one that was stopped.
+    """
+    pandas = import_extra("pandas", "evaluation")
+    out = Path(out)
+    parameters = read_parameters(out)
+    shards = [read_shard(path) for path in sorted(out.glob("part-*.parquet"))]
+    if sum(map(len, shards)) != parameters["images"]:
+        raise VLScoreError(f"{out} holds a run that was stopped: finish it by vlscore evaluate --resume")
+    return parameters, pandas.concat(shards, ignore_index=True)
+
+
+def package_versions():
+    from importlib.metadata import version
+
+    packages = ("torch", "openvino", "numpy", "pillow", "scipy", "pandas", "pyarrow")
+    return {"python": sys.version.split()[0]} | {
+        each: version(each) for each in packages if find_spec(each.replace("pillow", "PIL"))
+    }

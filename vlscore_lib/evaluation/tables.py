@@ -1,0 +1,100 @@
+"""Summaries as text, and the published figures."""
+
+from __future__ import annotations
+
+from vlscore_lib.encoding import PRESENT
+
+# Published figures, percent: GT-known, Top-1 Loc, Top-5 Loc, and where they stand.
+PUBLISHED = [
+    ("VL-Score, RN50, α = 0.55", 64.24, 37.65, 54.90, "report, Table 2"),
+    ("VL-Score, RN50, α = 0.60", 66.93, 39.30, 57.20, "report, Table 2"),
+    ("VL-Score, RN50, α = 0.65", 66.60, 39.20, 57.08, "report, Table 2"),
+    ("VL-Score, RN101, α = 0.55", 64.44, 38.94, 55.50, "report, Table 2"),
+    ("VL-Score, RN101, α = 0.60", 65.40, 39.50, 56.31, "report, Table 2"),
+    ("VL-Score, RN101, α = 0.65", 63.49, 38.39, 54.71, "report, Table 2"),
+    ("VL-Score, ViT-B/16, α = 0.55", 20.80, 14.63, 19.57, "report, first 10k"),
+    ("VL-Score, ViT-B/16, α = 0.60", 15.08, 10.85, 14.18, "report, first 10k"),
+    ("VL-Score, ViT-B/16, α = 0.65", 9.66, 6.82, 9.10, "report, first 10k"),
+    ("CAM, ResNet50, weakly supervised", 51.86, 38.99, 49.47, "report, Table 1"),
+    ("ADL, ResNet50, weakly supervised", 61.04, 48.23, None, "report, Table 1"),
+    ("FAM, ResNet50, weakly supervised", 64.56, 54.46, None, "report, Table 1"),
+    ("PSOL, ResNet50, weakly supervised", 65.44, 53.98, 63.08, "report, Table 1"),
+    ("I²C, ResNet50, weakly supervised", 68.50, 54.83, 64.60, "report, Table 1"),
+    ("SPOL, ResNet50, weakly supervised", 69.02, 59.14, 67.15, "report, Table 1"),
+    ("BGC, ResNet50, weakly supervised", 69.89, 53.76, 65.75, "report, Table 1"),
+    ("constant box, 75 % of each side", 53.29, None, None, "the 50,000 boxes"),
+    ("whole image", 40.34, None, None, "the 50,000 boxes"),
+]
+
+
+def summary_table(summary: dict) -> str:
+    """A summary as text: a line a method, in percent, GT-known with its 95 % interval."""
+    at = summary["thresholds"].index(summary["threshold"])
+    width = max(20, *map(len, summary["methods"]))
+
+    def line(name, alpha, known, *figures):
+        shown = " ".join(f"{100 * each['value']:5.1f}" for each in figures)
+        return f"{name:{width}} {alpha:>5} {_percent(known):>16} {shown}".rstrip()
+
+    names = ("Top-1", "Top-5", "IoU", "Acc", "AccV2")
+    rows = [f"{'percent':{width}} {'α':>5} {'GT-known':>16} " + " ".join(f"{name:>5}" for name in names)]
+    for name, method in summary["methods"].items():
+        best = max(range(len(method["gt_known"])), key=lambda n: method["gt_known"][n]["value"])
+        shown = name if method["images"] == summary["images"] else f"{name}, {method['images']}"
+        for n in dict.fromkeys([at, best] if "VL-Score" in name else [best]):
+            alpha = f"{summary['thresholds'][n]:g}" + "*" * (n == best)
+            figures = [method[key][n] for key in ("gt_known", "top1_loc", "top5_loc", "mean_box_iou")]
+            rows.append(line(shown, alpha, *figures, method["max_box_acc"], method["max_box_acc_v2"]))
+    constant = summary["constant_box"]
+    rows.append(line("constant box, side", f"{constant['side']:g}*", constant["gt_known"]))
+    rows.append(line("whole image", "", summary["whole_image"]["gt_known"]))
+    rows.append("IoU: mean box IoU; Acc, AccV2: MaxBoxAcc and V2 at their best threshold")
+    rows.append("*: best on these images; a number after a name: of the first so many")
+    rows.append("GT-known at its own α above others at their best on these images:")
+    for name in ("constant box", *(each for each in summary["gt_known_above"] if "VL-Score" in each)):
+        above = summary["gt_known_above"][name]
+        value, low, high = (100 * above[key] for key in ("value", "low", "high"))
+        change = f"{value:+.1f} ({low:+.1f} to {high:+.1f}), p = {above['p']:.3f}"
+        rows.append(f"  {name:{width}} {change}")
+    right = summary["classification"]
+    rows.append(f"classification: top-1 {_percent(right['top1'])}, top-5 {_percent(right['top5'])}")
+    boxes = summary["boxes"]
+    same = _percent(boxes["same_number"])
+    predicted, objects = (f"{boxes[name]:.2f}" for name in ("predicted", "objects"))
+    rows.append(f"boxes: {predicted} an image, objects of the class {objects}; as many: {same}")
+    if presence := summary["presence"]:
+        label, other = _percent(presence["label_said_absent"]), _percent(presence["other_said_absent"])
+        rows.append(f"absent by the base score: label {label}, other {other}")
+        label, other = _percent(presence["label_p_above"]), _percent(presence["other_p_above"])
+        rows.append(f"absent by p > {PRESENT}: label {label}, other {other}")
+        margin, p = _percent(presence["auroc"]), _percent(presence["auroc_of_p"])
+        rows.append(f"AUROC of presence: margin {margin}, p {p}")
+    return "\n".join(rows)
+
+
+def ablation_table(part: dict) -> str:
+    """One part of ``data/ablation.json`` as text: a line a variant, in percent, with 95 % intervals."""
+    rows = [f"{'%':28} {'GT-known':16} {'V2':>4} above plain"]
+    for row in part["rows"]:
+        known, gain = (
+            [100 * each[key] for key in ("value", "low", "high")] if each else None
+            for each in (row["gt_known"], row.get("gain"))
+        )
+        line = f"{row['variant']:28}" + "{:5.1f} ({:4.1f}…{:4.1f})".format(*known)
+        if gain:
+            line += f"{100 * row['v2']:5.1f}" + "{:+6.1f} ({:+.1f}…{:+.1f})".format(*gain)
+        rows.append(line)
+    return "\n".join(rows)
+
+
+def published_table() -> str:
+    """The published figures as text, each with its source."""
+    rows = [f"{'on ImageNet, not measured here':33} GT-known Top-1 Top-5  source"]
+    for name, known, first, five, source in PUBLISHED:
+        figures = " ".join(f"{'' if each is None else f'{each:.2f}':>5}" for each in (first, five))
+        rows.append(f"{name:33} {known:8.2f} {figures}  {source}")
+    return "\n".join(rows)
+
+
+def _percent(figure):
+    return "{:.1f} ({:.1f}–{:.1f})".format(*(100 * figure[key] for key in ("value", "low", "high")))

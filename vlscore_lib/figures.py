@@ -1,0 +1,152 @@
+"""Pictures: photos with heat maps and boxes, and cases side by side."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import torch
+
+from vlscore_lib.encoding import Encoding, Localization
+from vlscore_lib.images import load_image
+from vlscore_lib.masks import heat_map
+from vlscore_lib.selection import select_maps
+
+COLOUR_MAP = "viridis"  # sequential, and still readable in grey and to the colour-blind
+BOX_COLOUR = "#ff2d55"
+
+
+def draw_localizations(image, localizations: list[Localization], encoding: Encoding, title: str = ""):
+    """Draw photo, heat map and boxes side by side, one row a prompt.
+
+    Args:
+        image: a path or a PIL image.
+
+    Returns:
+        A matplotlib Figure; ``savefig`` writes it.
+    """
+    from matplotlib.figure import Figure
+
+    image = load_image(image)
+    W, H = image.size
+    ratio = min(max(H / W, 0.4), 2.5)
+    rows = len(localizations)
+    figure = Figure(figsize=(12, rows * (4 * ratio + 0.5) + 0.4), layout="constrained")
+    axes = figure.subplots(rows, 3, squeeze=False)
+    for row, found in zip(axes, localizations):
+        for panel in row:
+            panel.imshow(image, aspect="auto")
+            panel.set_box_aspect(ratio)
+            panel.set_axis_off()
+        row[0].set_title(plain_text(found.prompt), loc="left")
+        if found.saliency is not None:
+            show_heat(row[1], found.saliency, encoding)
+        row[1].set_title(f"score {found.score:.3f}, empty image {found.base_score:.3f}", loc="left")
+        show_boxes(row[2], found.boxes)
+        count = f"{len(found.boxes)} box" + "es" * (len(found.boxes) != 1)
+        if not found.present:
+            has_map = found.score > found.base_score
+            why = f"p = {found.p_absent:.2f}" if has_map else "no map beats the empty image"
+            count = f"absent: {why}"
+        row[2].set_title(count, loc="left")
+    figure.suptitle(plain_text(title), x=0.01, ha="left", fontsize="medium", color="0.35")
+    return figure
+
+
+def show_heat(panel, saliency: torch.Tensor, encoding: Encoding, alpha: float = 0.65) -> None:
+    """Lay a saliency map (h, w) over the photo on a matplotlib Axes, where it was cut from."""
+    x0, y0, x1, y1 = encoding.fit.region
+    limits = panel.get_xlim(), panel.get_ylim()
+    heat = heat_map(saliency, encoding.input_size)
+    where = (x0 - 0.5, x1 - 0.5, y1 - 0.5, y0 - 0.5)  # imshow's pixel centres are whole numbers
+    panel.imshow(heat, cmap=COLOUR_MAP, vmin=0, vmax=1, alpha=alpha, extent=where, aspect="auto")
+    panel.set(xlim=limits[0], ylim=limits[1])
+
+
+def show_boxes(panel, boxes, colour: str = BOX_COLOUR, **style) -> None:
+    """Draw boxes on a matplotlib Axes that shows the photo."""
+    from matplotlib.patches import Rectangle
+
+    for x0, y0, x1, y1 in boxes:
+        corner = (x0 - 0.5, y0 - 0.5)
+        options = {"fill": False, "edgecolor": colour, "linewidth": 2.5} | style
+        panel.add_patch(Rectangle(corner, x1 - x0, y1 - y0, **options))
+
+
+def draw_case_study(image, rows: dict[str, tuple], prompts=(), count: int = 4):
+    """Draw the maps of several sources, and where each puts what is asked for (report, figures 7, 11, 12).
+
+    The photo is shown bare where a prompt is absent.
+
+    Args:
+        image: a path or a PIL image, the one that was encoded.
+        rows: name of a source -> its `Encoding`, and a saliency map for each prompt, None where it is
+            absent; sources of several models may stand together, see `list_sources`.
+        prompts: N, a column each; none to show the maps only.
+        count: number of maps shown, those that `select_maps` takes first.
+
+    Returns:
+        A matplotlib Figure.
+    """
+    from textwrap import fill
+
+    from matplotlib.figure import Figure
+
+    image = load_image(image)
+    ratio = min(max(image.height / image.width, 0.4), 2.5)
+    titles = [f"map {n}" for n in range(1, count + 1)] + [fill(plain_text(prompt), 16) for prompt in prompts]
+    size = (1.1 * len(titles) + 0.3, 1.1 * ratio * len(rows) + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for panel, title in zip(axes[0], titles):
+        panel.set_title(title, fontsize="x-small")
+    for row, (name, (encoding, found)) in zip(axes, rows.items()):
+        chosen = list(encoding.maps[select_maps(encoding.maps, count)])
+        missing = [None] * (count - len(chosen))
+        heats = [*chosen, *missing, *found[: len(prompts)]]
+        for panel, heat in zip(row, heats):
+            panel.set(xticks=[], yticks=[], box_aspect=ratio)
+            panel.imshow(image, aspect="auto")
+            if heat is not None:
+                show_heat(panel, heat, encoding)
+        for panel in row[len(chosen) : count]:
+            panel.set_visible(False)
+        row[0].set_ylabel(name, fontsize="small")
+    return figure
+
+
+def render_jpeg(figure, dpi: int = 80) -> bytes:
+    """Render a matplotlib Figure as JPEG, about ten times smaller than PNG for a photo."""
+    content = BytesIO()
+    figure.savefig(content, format="jpeg", dpi=dpi, pil_kwargs={"quality": 70, "optimize": True})
+    return content.getvalue()
+
+
+def draw_overlay(image, saliency, encoding: Encoding, boxes=(), title: str = "", width: int = 400) -> bytes:
+    """Draw one answer, the photo under its heat map and boxes, as a small JPEG: in some 40 ms.
+
+    Args:
+        image: a path or a PIL image, the one that was encoded, or a smaller copy of it.
+        saliency: S (h, w); None shows the bare photo.
+        title: above the photo; cut where it does not fit.
+        width: of the picture in pixels.
+    """
+    from matplotlib.figure import Figure
+
+    W, H = encoding.fit.size
+    wide = width / 80  # inches at the dots per inch of `render_jpeg`
+    high, line = wide * min(max(H / W, 0.2), 2.5), 0.3
+    figure = Figure(figsize=(wide, high + line))
+    panel = figure.add_axes((0, 0, 1, high / (high + line)))
+    panel.imshow(load_image(image), aspect="auto", extent=(-0.5, W - 0.5, H - 0.5, -0.5))
+    panel.set_axis_off()
+    panel.set_title(plain_text(title, int(11 * wide)), fontsize="medium")
+    if saliency is not None:
+        show_heat(panel, saliency, encoding, alpha=0.5)
+    show_boxes(panel, boxes)
+    return render_jpeg(figure)
+
+
+def plain_text(text, limit=60):
+    """Text that matplotlib shows as it is: no mathematics, no line breaks, not too long."""
+    text = " ".join(text.split()).replace("$", r"\$")
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,51 @@
+"""Files that are written whole or not at all, and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from vlscore_lib.errors import VLScoreError
+
+
+def write_whole(path, content: bytes) -> None:
+    """Write a file whole or not at all: an existing one stays as it was if anything fails."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".vlscore-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException as error:
+        os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)  # a full disk names no file
+        raise
+
+
+def _umask():
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def read_json(path):
+    """Read a run's JSON file.
+
+    Raises:
+        VLScoreError: no such file, or another kind.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VLScoreError(f"{path} cannot be read ({error}): give the folder of a run") from None
+
+
+def to_json(facts) -> bytes:
+    """Facts as the content of a JSON file."""
+    return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()

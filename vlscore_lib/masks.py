@@ -1,0 +1,52 @@
+"""Masks: where each map looks, and the embeddings of the images that they mask."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def make_masks(maps: torch.Tensor, size: int) -> torch.Tensor:
+    """Turn maps A (C, h, w) into masks M (C, S, S) in [0, 1].
+
+    M_k = (U_k - min U_k) / (max U_k - min U_k + 1e-7) with U_k = A_k upsampled bilinearly, corners
+    aligned.  A constant map gives a mask of zeros: it shows nothing.  (Wang et al. 2020, eq. 5.)
+    """
+    up = F.interpolate(maps[:, None], size=(size, size), mode="bilinear", align_corners=True)[:, 0]
+    low, high = up.amin((1, 2), keepdim=True), up.amax((1, 2), keepdim=True)
+    # Interpolation's rounding would make a mask of noise out of a constant map.
+    return (up - low) / (high - low + 1e-7) * varies(maps)[:, None, None]
+
+
+def varies(maps: torch.Tensor) -> torch.Tensor:
+    """Which maps (C, h, w) are not constant -> (C,) of bool."""
+    return maps.amax((1, 2)) > maps.amin((1, 2))
+
+
+def heat_map(saliency: torch.Tensor, size: int) -> torch.Tensor:
+    """Upsample S (h, w) to (size, size) and scale it to [0, 1], as `make_masks` does."""
+    return make_masks(saliency[None], size)[0]
+
+
+def embed_masked(encoder, pixels, maps, indices, base, batch_size: int, progress=iter) -> torch.Tensor:
+    """Embed images masked by some of their maps, batch after batch over all the images.
+
+    Args:
+        pixels: X (N, 3, S, S), and maps: A (N, C, h, w), on the encoder's device.
+        indices: N of (K,), which maps; K may differ from image to image.
+        base: (D,), the embedding of the empty image.
+
+    Returns:
+        e (N, C, D), unit, on the CPU; the base embedding for all other maps.
+    """
+    embeddings = base.repeat(*maps.shape[:2], 1)  # (N, C, D)
+    wanted = torch.zeros(maps.shape[:2], dtype=torch.bool)
+    for n, (each, chosen) in enumerate(zip(maps, indices)):
+        # A constant map masks everything: its image is the base image, whose embedding is known.
+        wanted[n, chosen] = varies(each[chosen]).cpu()
+    todo = wanted.nonzero()  # (rows, 2), of image and map
+    for batch in progress(todo.split(batch_size) if len(todo) else ()):
+        image, chosen = batch.T.to(maps.device)
+        masked = pixels[image] * make_masks(maps[image, chosen], pixels.shape[-1])[:, None]
+        embeddings[tuple(batch.T)] = encoder(masked)
+    return embeddings

@@ -1,0 +1,320 @@
+"""A model: an image encoder and a text encoder with one embedding space, and how its layers are read."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from vlscore_lib.errors import VLScoreError
+from vlscore_lib.images import fit_region, load_image
+from vlscore_lib.models.facts import Defaults
+from vlscore_lib.options import MAPS, EncodingOptions
+from vlscore_lib.prompts import check_prompt
+
+
+def unit(vectors: torch.Tensor) -> torch.Tensor:
+    """Scale vectors (…, D) to length 1, in float32."""
+    return F.normalize(vectors.float(), dim=-1)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the encoder's input.
+
+    Attributes:
+        input_size: S, the side of the square input in pixels.
+        mean, std: of the pixel values 0–255, for each channel.
+    """
+
+    input_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, image: Image.Image, fit: str = "squash", size: int | None = None) -> torch.Tensor:
+        """Fit an image into the square input and normalise it.
+
+        Args:
+            size: of the square's side in pixels, S by default.
+
+        Returns:
+            X (3, S, S), float32, on the CPU; what lies outside the image is 0, the mean colour.
+        """
+        S, image = size or self.input_size, load_image(image)
+        (W, H), (x0, y0, x1, y1) = fit_region(image.size, fit)
+        seen = (max(x0, 0), max(y0, 0), min(x1, W), min(y1, H))
+        left, right = (round((x - x0) * S / (x1 - x0)) for x in seen[::2])
+        top, bottom = (round((y - y0) * S / (y1 - y0)) for y in seen[1::2])
+        right, bottom = max(right, left + 1), max(bottom, top + 1)
+        patch = image.resize((right - left, bottom - top), Image.Resampling.BICUBIC, box=seen)
+        values = torch.from_numpy(np.asarray(patch, dtype=np.float32))  # (S, S, 3) of 0–255
+        pixels = torch.zeros(3, S, S)
+        normalised = (values - torch.tensor(self.mean)) / torch.tensor(self.std)
+        pixels[:, top:bottom, left:right] = normalised.permute(2, 0, 1)
+        return pixels
+
+
+class Model:
+    """An image encoder f and a text encoder g with one embedding space.
+
+    A family gives ``visual`` (a module, (B, 3, S, S) -> (B, F) features), `project` (features ->
+    embeddings), `count_tokens`, `embed_texts` and `layer_modules`.
+
+    Attributes:
+        name: as given to `load_model`.
+        family: of the image encoder, ``"cnn"`` or ``"vit"``, whose layers are blocks of a Vision Transformer.
+        layers: names of the layers that `feature_maps` can read; the last one is the default.
+        device: where the weights are.
+        preprocessing: how an image becomes the encoder's input.
+        defaults: the model's tuned τ and α.
+        stride: side of a cell of the last layer in pixels of the input.
+        fine_layer: name of the layer whose features tell the object from the background in `refine`.
+        other_words: names of things that the model knows, which `p_absent` compares with; COCO's 80
+            everyday things if None.
+    """
+
+    family = "cnn"
+    stride = 32
+    fine_layer: str
+    other_words: tuple[str, ...] | None = None
+
+    def __init__(self, name, visual, device, preprocessing: Preprocessing, defaults: Defaults):
+        self.name, self.device = name, torch.device(device)
+        self.visual = visual.eval().requires_grad_(False).to(self.device)
+        self.preprocessing, self.defaults = preprocessing, defaults
+
+    @property
+    def is_vit(self) -> bool:
+        return self.family == "vit"
+
+    @property
+    def input_size(self) -> int:
+        """S, the side of the square input in pixels."""
+        return self.preprocessing.input_size
+
+    @property
+    def temperature(self) -> float:
+        """τ, see `Defaults`."""
+        return self.defaults.temperature
+
+    @property
+    def threshold(self) -> float:
+        """α, see `Defaults`."""
+        return self.defaults.threshold
+
+    @property
+    def refined_threshold(self) -> float:
+        """α of refined maps, see `Defaults`."""
+        return self.defaults.refined_threshold
+
+    @property
+    def layers(self) -> list[str]:
+        return list(self.layer_modules())
+
+    def preprocess(self, image: Image.Image, fit: str = "squash", size: int | None = None) -> torch.Tensor:
+        """Fit an image into the square input and normalise it -> X (3, S, S), see `Preprocessing`."""
+        return self.preprocessing(image, fit, size)
+
+    # What a family defines.
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """Take the image encoder's features (B, F) to the joint space (B, D), of any length."""
+        return features
+
+    def layer_modules(self) -> dict[str, torch.nn.Module]:
+        """Layer name -> the module whose output is its maps, the last layer last."""
+        raise NotImplementedError
+
+    def count_tokens(self, prompt: str) -> int:
+        """The number of a prompt's tokens, start and end tokens included."""
+        raise NotImplementedError
+
+    def embed_texts(self, prompts: list[str]) -> torch.Tensor:
+        """Embed checked prompts -> (N, D), of any length."""
+        raise NotImplementedError
+
+    def gradient_module(self, layer: str) -> torch.nn.Module:
+        """The module at whose output gradient methods look at a layer."""
+        return self.layer_modules()[layer]
+
+    def output_maps(self, output: torch.Tensor) -> torch.Tensor:
+        """Arrange a layer's output as maps (B, C, h, w)."""
+        return output
+
+    def run_visual(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The image encoder on pixels (B, 3, T, T), T a multiple of `stride`."""
+        return self.visual(pixels)
+
+    def tapped_maps(self, module, seen, maps: str) -> torch.Tensor:
+        """Maps (B, C, h, w) of a kind, from what a layer's module took and gave, see `tapped`."""
+        return self.output_maps(seen.output)
+
+    def cell_embeddings(self, maps: torch.Tensor) -> torch.Tensor | None:
+        """Take each cell of the last layer's activation maps (C, h, w) to the joint space: (D, h, w).
+
+        None where the architecture has no such way.
+        """
+        return None
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of a prompt that add nothing to its embedding, since training never met them."""
+        return []
+
+    # What all families share.
+
+    @torch.inference_mode()
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embed pixels (B, 3, S, S) -> (B, D), unit, float32."""
+        pixels = pixels.to(self.device, memory_format=torch.channels_last)  # convolutions are faster so
+        return unit(self.project(self.visual(pixels).float()))
+
+    @torch.inference_mode()
+    def encode_text(self, prompts: list[str]) -> torch.Tensor:
+        """Embed N prompts -> (N, D), unit, float32.
+
+        Raises:
+            VLScoreError: a prompt is empty, holds a NUL character, is not Unicode or is over 77 tokens.
+        """
+        if isinstance(prompts, str):
+            raise VLScoreError(f"one text where a list belongs: write [{prompts!r}]")
+        for prompt in prompts:
+            check_prompt(prompt, self.count_tokens)
+        return unit(self.embed_texts(list(prompts)))
+
+    def check_source(self, layer: str | None, maps: str, pca: int | None) -> str:
+        """Check a source of maps -> the layer's name, the last layer's by default.
+
+        Raises:
+            VLScoreError: unknown layer or kind of maps, or one this encoder does not have.
+        """
+        layer = str(self.layers[-1] if layer is None else layer)
+        if layer not in self.layers:
+            raise VLScoreError(f"{self.name} has no layer {layer!r}: choose one of {', '.join(self.layers)}")
+        EncodingOptions(maps=maps, pca=pca).check()
+        if maps != "activation" and not self.is_vit:
+            raise VLScoreError(f"{self.name} is a CNN and has activation maps only, no {maps} maps")
+        return layer
+
+    @torch.inference_mode()
+    def feature_maps(self, pixels, layer=None, maps="activation", pca=None) -> torch.Tensor:
+        """Read the feature maps of one layer.
+
+        Args:
+            pixels: (B, 3, S, S).
+            layer: one of `layers`; the last by default.
+            maps: ``"activation"``, the layer's output; for a ViT also ``"attention"`` (class token
+                to patches, one map a head), ``"query"``, ``"key"`` and ``"value"``.
+            pca: for query, key and value, the number n of principal components to take in their
+                place; each gives two maps, of both signs, since the sign of a component is
+                arbitrary and a mask made of the other sign would be inside out.
+
+        Returns:
+            A (B, C, h, w), float32.
+
+        Raises:
+            VLScoreError: unknown layer or kind of maps, or one this encoder does not have.
+        """
+        layer = self.check_source(layer, maps, pca)
+        (found,) = self.read_layers(pixels, [(layer, maps)])
+        return found if pca is None else principal_maps(found, pca)
+
+    @torch.inference_mode()
+    def read_layers(self, pixels, wanted: list[tuple[str, str]]) -> list[torch.Tensor]:
+        """Read (layer, kind of maps) pairs in one pass over pixels (B, 3, T, T), T a multiple of `stride`.
+
+        Returns:
+            (B, C, h, w) of each, float32.
+        """
+        modules = self.layer_modules()
+        with ExitStack() as stack:
+            seen = {layer: stack.enter_context(tapped(modules[layer])) for layer, _ in wanted}
+            self.run_visual(pixels.to(self.device))
+        return [self.tapped_maps(modules[layer], seen[layer], maps).float() for layer, maps in wanted]
+
+    def similarity_map(self, maps: torch.Tensor, text: torch.Tensor) -> torch.Tensor | None:
+        """How much each cell of the last layer agrees with a text (D,), without a mask: (h, w).
+
+        A baseline of one encoder pass, which gives the activation maps A (C, h, w); None where the
+        architecture has no such map.
+        """
+        cells = self.cell_embeddings(maps)
+        return None if cells is None else torch.einsum("dhw,d->hw", cells, unit(text.cpu()))
+
+    def checksum(self) -> str:
+        """SHA-256 over the names and values of all weights."""
+        digest = sha256()
+        for part in sorted(name for name, value in vars(self).items() if isinstance(value, torch.nn.Module)):
+            for name, value in getattr(self, part).state_dict().items():
+                digest.update(f"{part}.{name} {tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+class _Seen:
+    input = output = None
+
+
+@contextmanager
+def tapped(module):
+    """Keep a module's last input and output while the block runs; the hook goes with the block."""
+    seen = _Seen()
+
+    def keep(_, inputs, output):
+        # A later in-place operation must not change what was seen.
+        seen.input, seen.output = inputs[0].detach().clone(), output.detach().clone()
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def check_components(n: int, most: int) -> None:
+    """Raises VLScoreError unless n is a number of principal components from 1 to the most there are."""
+    if not isinstance(n, int) or not 1 <= n <= most:
+        raise VLScoreError(f"pca={n} is out of range: choose 1 to {most} components")
+
+
+def principal_maps(maps: torch.Tensor, n: int) -> torch.Tensor:
+    """Project the tokens of each image on their first n principal components.
+
+    The sign of a component is fixed (its entry of largest magnitude is positive), and each is
+    followed by its negative.  (Amir et al. 2021 use the PCA of keys.)
+
+    Args:
+        maps: (B, C, h, w).
+        n: number of components, at most min(C, h·w).
+
+    Returns:
+        (B, 2n, h, w).
+    """
+    from sklearn.decomposition import PCA
+
+    _, C, h, w = maps.shape
+    check_components(n, min(C, h * w))
+    found = []
+    for image in maps.flatten(2).transpose(1, 2).cpu().numpy():  # (h·w, C)
+        pca = PCA(n, svd_solver="full").fit(image)
+        largest = np.abs(pca.components_).argmax(1)
+        signs = np.sign(pca.components_[np.arange(n), largest])
+        components = torch.from_numpy((pca.transform(image) * signs).T.copy())  # (n, h·w)
+        found.append(torch.stack([components, -components], dim=1))  # (n, 2, h·w)
+    return torch.stack(found).reshape(-1, 2 * n, h, w)
+
+
+def list_sources(model: Model, pca: int = 4) -> dict[str, dict]:
+    """Every source of maps that a model has: name -> options of `encode` and `Model.feature_maps`.
+
+    Args:
+        pca: number of principal components of query, key and value; each gives two maps.
+    """
+    if not model.is_vit:
+        return {"activation": {"maps": "activation"}}
+    found = {maps: {"maps": maps} for maps in MAPS}
+    return found | {f"{maps}, pca={pca}": {"maps": maps, "pca": pca} for maps in MAPS[2:]}

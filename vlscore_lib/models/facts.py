@@ -1,0 +1,59 @@
+"""What is known of the models without loading them: names, tuned defaults, and where their weights are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Defaults(NamedTuple):
+    """A model's tuned values.
+
+    Attributes:
+        temperature, threshold: τ and α that `localize`, the command line and the page use.
+        refined_threshold: α of refined maps.
+    """
+
+    temperature: float
+    threshold: float
+    refined_threshold: float
+
+
+OFFLINE_MODEL = "lite0-minilm"
+# τ by the side-by-side pairs in the docstring of `Lite0MiniLM`: between 0.05 and 0.5 it moves GT-known by
+# less than 2 points.  α, of plain and of refined maps, by GT-known localization on 300 ImageNet photos.
+OFFLINE_DEFAULTS = Defaults(0.1, 0.35, 0.45)
+
+# τ and α of the small CLIPs trained on drawn scenes: those of the best GT-known localization with the
+# last layer's activation maps, on 80 and 200 scenes of seed 11; α of refined maps on 120 of them.
+SCENES_MODELS = {
+    "scenes-rn": Defaults(0.03, 0.65, 0.775),
+    "scenes-vit": Defaults(0.05, 0.20, 0.675),
+}
+
+CLIP_NAMES = (
+    "RN50",
+    "RN101",
+    "RN50x4",
+    "RN50x16",
+    "RN50x64",
+    "ViT-B/32",
+    "ViT-B/16",
+    "ViT-L/14",
+    "ViT-L/14@336px",
+)
+# Not tuned here: τ is CLIP's own, 1 over its logit scale of 100; α is the best of the three that
+# the report ran (Table 2), of refined maps that of `lite0-minilm` on photos and of `scenes-vit`.
+CLIP_DEFAULTS = {"cnn": Defaults(0.01, 0.60, 0.45), "vit": Defaults(0.01, 0.55, 0.675)}
+
+
+def clip_file(name: str) -> Path:
+    """Where the `clip` package keeps the weights of a model."""
+    return Path.home() / ".cache" / "clip" / f"{name.replace('/', '-').replace('@', '-')}.pt"
+
+
+def scenes_file(name: str) -> Path:
+    """Where the weights of a model trained on drawn scenes are: in the checkout, or with the package."""
+    package = Path(__file__).parents[1]
+    checkout, installed = package.parent / "data" / "models", package / "weights"
+    return (installed if installed.is_dir() else checkout) / f"{name}.safetensors"

@@ -1,0 +1,114 @@
+"""All models by name: which there are, where their weights are, and how each is loaded."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from vlscore_lib.errors import VLScoreError
+from vlscore_lib.models.facts import (
+    CLIP_DEFAULTS,
+    CLIP_NAMES,
+    OFFLINE_DEFAULTS,
+    OFFLINE_MODEL,
+    SCENES_MODELS,
+    Defaults,
+    clip_file,
+    scenes_file,
+)
+
+if TYPE_CHECKING:
+    from vlscore_lib.models.base import Model
+
+
+class Family(NamedTuple):
+    """Models that one file of this package loads.
+
+    Attributes:
+        models: name -> tuned defaults.
+        module, loader: the file of this package, imported when a model is loaded, and its function of a
+            name and a device.
+        weights: name -> the file with its weights; None where they come with installed packages.
+        note: what the models are.
+    """
+
+    models: dict[str, Defaults]
+    module: str
+    loader: str
+    weights: Callable[[str], Path] | None
+    note: str
+
+    def describe(self, name: str) -> str:
+        """What a model is, and where its weights are if they are not part of this project."""
+        return (
+            self.note
+            if self.weights in (None, scenes_file)
+            else f"{self.note}, weights in {self.weights(name)}"
+        )
+
+    def is_here(self, name: str) -> bool:
+        """Whether a model's weights are on this machine."""
+        return self.weights is None or self.weights(name).exists()
+
+
+CLIP_MODELS = {name: CLIP_DEFAULTS["vit" if name.startswith("ViT") else "cnn"] for name in CLIP_NAMES}
+LITE0_NOTE = "EfficientNet-Lite0 and MiniLM; weakly supervised on ImageNet's classes, offline"
+SCENES_NOTE = "small CLIP that knows drawn scenes only; zero-shot, offline"
+FAMILIES = (
+    Family({OFFLINE_MODEL: OFFLINE_DEFAULTS}, "lite0_minilm", "load", None, LITE0_NOTE),
+    Family(SCENES_MODELS, "checkpoints", "load_scenes_model", scenes_file, SCENES_NOTE),
+    Family(CLIP_MODELS, "openai_clip", "load", clip_file, "OpenAI's CLIP"),
+)
+
+
+def find_family(name: str) -> Family | None:
+    """The family of a model's name, or None."""
+    return next((family for family in FAMILIES if name in family.models), None)
+
+
+def load_model(name: str = "auto", device: str | None = None) -> Model:
+    """Load a model by name or from a checkpoint.
+
+    Args:
+        name: ``"auto"`` (CLIP RN50 if its weights are in the cache, else ``lite0-minilm``; said on
+            stderr), ``"lite0-minilm"``, ``"scenes-rn"`` or ``"scenes-vit"`` (know drawn scenes only),
+            one of OpenAI's names (``"RN50"``, ``"ViT-B/16"``, …, downloaded once by the `clip`
+            package), or the path of a checkpoint in OpenAI's layout.
+        device: a PyTorch device; CUDA where there is one, else the CPU.
+
+    Raises:
+        VLScoreError: unknown name, weights that cannot be had here, or a file that is no checkpoint.
+    """
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "auto":
+        return load_automatic(device)
+    if family := find_family(name):
+        return load_by(family.module, family.loader, name, device)
+    if os.path.isfile(name):
+        return load_by("checkpoints", "load", name, device)
+    known = ", ".join(name for family in FAMILIES for name in family.models)
+    raise VLScoreError(f"unknown model {name!r}: choose {known} or the path of a checkpoint")
+
+
+def load_automatic(device: str) -> Model:
+    """CLIP RN50 if its weights are in the cache, else the offline model; says on stderr which, and why."""
+    folder, why = clip_file("RN50").parent, "no weights of CLIP RN50 in"
+    if clip_file("RN50").exists():
+        print(f"vlscore: model RN50 (its weights are in {folder})", file=sys.stderr)
+        with suppress(VLScoreError):  # a file cut short, say, and no network to fetch it anew
+            return load_model("RN50", device)
+        why = "no usable weights of CLIP RN50 in"
+    print(f"vlscore: model {OFFLINE_MODEL} ({why} {folder})", file=sys.stderr)
+    return load_model(OFFLINE_MODEL, device)
+
+
+def load_by(module: str, loader: str, name: str, device: str) -> Model:
+    """Load a model by a function of one of this package's files."""
+    return getattr(import_module(f"vlscore_lib.models.{module}"), loader)(name, device)

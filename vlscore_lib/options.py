@@ -1,0 +1,50 @@
+"""The options of `encode`, in one object, and the words that they are chosen from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlscore_lib.errors import VLScoreError, check_at_least, check_choice, check_keep
+
+FITS = ("squash", "crop", "pad")
+MAPS = ("activation", "attention", "query", "key", "value")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class EncodingOptions:
+    """How an image is encoded.
+
+    Attributes:
+        layer, maps, pca: which maps, see `Model.feature_maps`.
+        keep: how many maps go through the encoder, see `select_maps`; all by default.
+        precision: ``"float32"``, ``"bfloat16"`` or ``"auto"``.
+        batch_size: masked images encoded at once, see `choose_batch_size`.
+        fit: ``"squash"``, ``"crop"`` or ``"pad"``, see `fit_region`.
+        refined: whether saliency maps and boxes are refined, see `refine` and `split_instances`.
+    """
+
+    layer: str | None = None
+    maps: str = "activation"
+    pca: int | None = None
+    keep: int | float | None = None
+    precision: str = "auto"
+    batch_size: int | None = None
+    fit: str = "squash"
+    refined: bool = False
+
+    def check(self) -> None:
+        """Check all that does not depend on the model.
+
+        Raises:
+            VLScoreError: an option is out of range.
+        """
+        check_choice(self.maps, MAPS, "maps")
+        check_choice(self.precision, PRECISIONS, "precision")
+        check_choice(self.fit, FITS, "fit")
+        check_keep(self.keep)
+        check_at_least(1, self.batch_size, "batch_size")
+        if self.refined and self.pca is not None:
+            raise VLScoreError("refined takes no principal components: leave pca out")
+        if self.pca is not None and self.maps not in MAPS[2:]:
+            raise VLScoreError(f"pca is for query, key and value maps, not for {self.maps}: leave one out")

