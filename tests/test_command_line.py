@@ -426,7 +426,7 @@ def test_progress_is_shown_on_a_terminal_only(monkeypatch, terminal):
 
 def program(*arguments, home, **options):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-    command = [sys.executable, "-m", "vlscore", *map(str, arguments)]
+    command = [sys.executable, "-m", "vlscore_cli", *map(str, arguments)]
     return subprocess.run(command, env=environment | {"HOME": str(home)}, text=True, **options)
 
 

@@ -645,7 +645,7 @@ def test_parts_without_parameters_are_told(rn, photos, finished_copy):
 def test_a_thousand_photos_and_more_are_at_most_a_thousand_parts(rn, photos):
     every = vlscore.Dataset("official", photos.photos * 1000, photos.classes, [])
     protocol = vlscore.Protocol(slow_baselines=20)
-    parts = vlscore.Run(rn, every, protocol).parts
+    parts = vlscore.Run(rn, every, protocol).shards
     assert len(parts) == 1000
     assert [photo for part in parts for photo, _ in part] == every.photos
     assert [peers for part in parts for _, peers in part] == [True] * 20 + [False] * 11_980
@@ -659,7 +659,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_as_if_nothing_had_been(
 ):
     out = tmp_path / "run"
     arguments = ["evaluate", drawn, "--out", out, "--model", "scenes-rn", "--keep", 16, "--resume"]
-    command = [sys.executable, "-m", "vlscore", *map(str, arguments)]
+    command = [sys.executable, "-m", "vlscore_cli", *map(str, arguments)]
     stopped = []
     for count in (1, 2):
         with (tmp_path / "told").open("w") as told:
