@@ -1,5 +1,6 @@
 """What the test files share: the offline model, two tiny CLIPs with random weights, and a photo."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,6 +33,15 @@ def randomise(module):
             each.in_proj_bias.data.normal_(0, 0.5)
             each.out_proj.bias.data.normal_(0, 0.2)
     return module
+
+
+@pytest.fixture(autouse=True)
+def same_environment():
+    """Put the environment back: a Dask cluster sets the number of threads of all processes to come."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
@@ -90,3 +100,29 @@ def run(capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="module", params=["rn", "vit"])
+def full(request, chelsea):
+    """A model, and its encoding with all maps."""
+    model = request.getfixturevalue(request.param)
+    return model, vlscore.encode(model, chelsea, precision="float32")
+
+
+@pytest.fixture
+def synthetic():
+    """Four maps; for the text (1, 0) they score 0.8, 0.6, 0 and -0.6 and the empty image 0.28."""
+    return vlscore.Encoding(
+        model="none",
+        layer="none",
+        kind="activation",
+        input_size=8,
+        fit=vlscore.Fit((8, 8), (0.0, 0.0, 8.0, 8.0)),
+        maps=torch.tensor([[[1.0, -5.0]], [[3.0, 2.0]], [[100.0, 100.0]], [[-100.0, 100.0]]]),
+        indices=torch.arange(4),
+        mask_embeddings=torch.tensor([[0.8, 0.6], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]]),
+        base_embedding=torch.tensor([0.28, 0.96]),
+        image_embedding=torch.tensor([1.0, 0.0]),
+        temperature=1.0,
+        threshold=0.5,
+    )

@@ -32,9 +32,17 @@ class Mutation(NamedTuple):
     tests: tuple[str, ...]
 
 
-METHOD, MASKS, BOXES, BASE, CLIP, METRICS, IMAGES, REFINEMENT = (
-    f"tests/test_{each}.py"
-    for each in ("vlscore", "masks", "boxes", "models_base", "openai_clip", "metrics", "images", "refinement")
+METHOD, SCORES, BOXES, MAPS, METRICS, IMAGES, REFINEMENT = (
+    f"tests/{each}.py"
+    for each in (
+        "test_vlscore",
+        "test_scores",
+        "test_boxes",
+        "models/test_feature_maps",
+        "evaluation/test_metrics",
+        "test_images",
+        "test_refinement",
+    )
 )
 MUTATIONS = (
     Mutation(
@@ -56,21 +64,21 @@ MUTATIONS = (
         "vlscore.py",
         "beats = s > base\n",
         "beats = (s > base) | (s == s.max())\n",
-        (f"{METHOD}::test_an_absent_object_has_no_weights_and_no_saliency", METHOD, BOXES),
+        (f"{SCORES}::test_an_absent_object_has_no_weights_and_no_saliency", METHOD, BOXES),
     ),
     Mutation(
         "temperature ignored",
         "vlscore.py",
         "(s - s[beats].max()).double() / temperature",
         "(s - s[beats].max()).double()",
-        (METHOD,),
+        (SCORES, METHOD),
     ),
     Mutation(
         "saliency not rectified",
         "vlscore.py",
         'return torch.einsum("k,khw->hw", w, encoding.maps).relu()',
         'return torch.einsum("k,khw->hw", w, encoding.maps)',
-        (METHOD,),
+        (SCORES, METHOD),
     ),
     Mutation(
         "masks not scaled to [0, 1]",
@@ -119,7 +127,7 @@ MUTATIONS = (
         "vlscore.py",
         "(fits[1:] > fits[0] + same).sum()",
         "(fits[1:] < fits[0] + same).sum()",
-        (METHOD,),
+        (REFINEMENT,),
     ),
     Mutation(
         "discriminant turned around",
@@ -133,14 +141,14 @@ MUTATIONS = (
         "vlscore_lib/models/base.py",
         "signs = np.sign(",
         "signs = -np.sign(",
-        (f"{BASE}::test_pca_equals_a_singular_value_decomposition", BASE),
+        (f"{MAPS}::test_pca_equals_a_singular_value_decomposition", MAPS),
     ),
     Mutation(
         "class token taken for a patch",
         "vlscore_lib/models/openai_clip.py",
         "return tokens[1:].permute(1, 2, 0)",
         "return tokens[:-1].permute(1, 2, 0)",
-        (f"{CLIP}::test_a_cell_belongs_to_the_patch_in_its_place", CLIP),
+        (f"{MAPS}::test_a_cell_belongs_to_the_patch_in_its_place", MAPS),
     ),
     Mutation(
         "squash shows a crop",

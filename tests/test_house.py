@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 TOP = [ROOT / "vlscore.py", ROOT / "vlscore_cli.py"]
 ROOMS, SCRIPTS = sorted((ROOT / "vlscore_lib").rglob("*.py")), sorted((ROOT / "scripts").glob("*.py"))
 CODE = [*TOP, *ROOMS, *SCRIPTS, ROOT / "app.py"]
-TESTS = sorted((ROOT / "tests").glob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
 def name_of(path):

@@ -16,7 +16,7 @@ from PIL import Image
 
 import vlscore
 
-PHOTOS = vlscore.hand_boxed_photos(Path(__file__).parents[1] / "data" / "photos")
+PHOTOS = vlscore.hand_boxed_photos(Path(__file__).parents[2] / "data" / "photos")
 PAIRED = "chelsea", "coffee", "rocket", "flower", "imagenet_06_609"
 
 

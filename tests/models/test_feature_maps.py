@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TEXT
+from encoding_helpers import greedy64
 from PIL import Image
-from test_encoding import greedy64
 
 import vlscore
+
+TEXT = (77, 49408, 64, 1, 1)  # context, vocabulary, width, heads, layers
 
 TOKENS = ("query", "key", "value")
 
@@ -166,7 +167,7 @@ def test_the_table_of_chapter_01_is_that_of_openai_s_models(name):
     """The same as here, and the text encoder's width as open_clip has it."""
     from open_clip import get_model_config
 
-    chapter = Path(__file__).parent.parent / "notebooks" / "01_clip_structure.ipynb"
+    chapter = Path(__file__).parents[2] / "notebooks" / "01_clip_structure.ipynb"
     sources = ["".join(cell["source"]) for cell in json.loads(chapter.read_text())["cells"]]
     (table,) = [source for source in sources if source.startswith("OPENAI = ")]
     dimensions, size, blocks, width, patch, text = ast.literal_eval(table.removeprefix("OPENAI = "))[name]

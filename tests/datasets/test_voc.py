@@ -1,8 +1,5 @@
-"""Annotations, the photos they belong to, and files that are written whole or not at all."""
+"""VOC XML, and the photos with hand-drawn boxes."""
 
-import errno
-import os
-import stat
 from pathlib import Path
 
 import pytest
@@ -10,7 +7,9 @@ from PIL import Image
 
 import vlscore
 
-PHOTOS = Path(__file__).parents[1] / "data" / "photos"
+PHOTOS = Path(__file__).parents[2] / "data" / "photos"
+
+
 ANNOTATION = """<annotation>
   <folder>some/place</folder>
   <filename>photo.jpg</filename>
@@ -32,7 +31,7 @@ def annotation(tmp_path):
     return write
 
 
-# ── VOC XML ──────────────────────────────────────────────────────────────────────────────────────
+# ── VOC XML ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_last_pixels_become_half_open_edges(annotation):
@@ -47,6 +46,8 @@ def test_an_annotation_may_have_no_objects(annotation):
 
 
 LAUGHS = "".join(f'<!ENTITY l{n + 1} "{f"&l{n};" * 10}">' for n in range(9))
+
+
 REFUSED = {
     "billion laughs": f'<!DOCTYPE a [<!ENTITY l0 "ha">{LAUGHS}]>' + ANNOTATION.replace("cat", "&l9;"),
     "an entity": '<!DOCTYPE a [<!ENTITY l0 "ha">]>' + ANNOTATION.replace("cat", "&l0;"),
@@ -82,7 +83,7 @@ def test_a_path_of_no_file_is_told(tmp_path, name):
         vlscore.read_voc(tmp_path / name)
 
 
-# ── Photos with hand-drawn boxes ─────────────────────────────────────────────────────────────────
+# ── Photos with hand-drawn boxes ────────────────────────────────────────────────────────────────────
 
 
 def test_there_are_twenty_photos_or_more():
@@ -103,51 +104,3 @@ def test_a_photo_is_installed_and_its_boxes_lie_in_it(name):
     for x0, y0, x1, y1 in photo.boxes:
         assert 0 <= x0 < x1 <= size[0]
         assert 0 <= y0 < y1 <= size[1]
-
-
-# ── Files ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_file_is_written_over_an_old_one(tmp_path):
-    path = tmp_path / "file.bin"
-    for content in (b"old and long", b"new\0"):
-        vlscore.write_whole(path, content)
-        assert path.read_bytes() == content
-    assert os.listdir(tmp_path) == ["file.bin"]
-
-
-def test_a_name_without_a_folder_is_written_here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    vlscore.write_whole("file.bin", b"new")
-    assert Path("file.bin").read_bytes() == b"new"
-
-
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-def test_permissions_follow_the_umask(tmp_path, umask, mode):
-    before = os.umask(umask)
-    try:
-        vlscore.write_whole(tmp_path / "file.bin", b"new")
-        assert os.umask(umask) == umask
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "file.bin").stat().st_mode) == mode
-
-
-@pytest.mark.parametrize("step", ["fsync", "chmod", "replace"])
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step, error):
-    def fail(*_):
-        raise error
-
-    (tmp_path / "file.bin").write_bytes(b"old")
-    monkeypatch.setattr(os, step, fail)
-    with pytest.raises(type(error)):
-        vlscore.write_whole(tmp_path / "file.bin", b"new")
-    assert os.listdir(tmp_path) == ["file.bin"]
-    assert (tmp_path / "file.bin").read_bytes() == b"old"
-
-
-@pytest.mark.parametrize("folder", ["missing", "/proc"])
-def test_a_folder_that_cannot_be_written_raises(tmp_path, folder):
-    with pytest.raises(OSError, match=r"No such file|Permission denied"):
-        vlscore.write_whole(tmp_path / folder / "file.bin", b"new")

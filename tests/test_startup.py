@@ -1,0 +1,137 @@
+"""The command starts without what it does not need, and hands every flag on."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import vlscore
+import vlscore_cli
+from vlscore_lib import errors
+
+HEAVY = ("torch", "torchvision", "numpy", "pandas", "matplotlib", "scipy", "sklearn", "openvino", "vlscore")
+LOADED = """
+import os, sys, vlscore_cli
+try:
+    code = vlscore_cli.main(sys.argv[1:])
+except SystemExit as end:  # help and version
+    code = end.code
+print("loaded", *sorted(set(%r) & set(sys.modules)))
+print("policy", os.environ["OMP_WAIT_POLICY"])
+sys.exit(code)
+"""
+
+
+def start(*arguments, **environment):
+    """Run the command in a process of its own -> its output's lines."""
+    surroundings = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED % (HEAVY,), *arguments],
+        env=surroundings | environment,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["localize", "--help"], ["evaluate", "--help"], ["models"], ["localize"]],
+    ids=" ".join,
+)
+def test_what_runs_no_model_loads_no_heavy_package(arguments):
+    code, lines, error = start(*arguments)
+    assert code == (2 if arguments == ["localize"] else 0), error
+    assert "loaded" in lines
+
+
+def test_a_model_does_load_them(chelsea):
+    code, lines, error = start("localize", str(chelsea), "a cat", "--model", "scenes-rn", "--keep", "4")
+    assert code == 0, error
+    assert any(line.startswith("loaded ") and "torch" in line for line in lines)
+
+
+@pytest.mark.parametrize("chosen, expected", [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+def test_idle_threads_wait_passively_unless_the_user_chose(chosen, expected):
+    assert f"policy {expected}" in start("models", **chosen)[1]
+
+
+# ── Flags ────────────────────────────────────────────────────────────────────────────────────────
+
+FLAGS = {
+    "--layer": ("layer3", "layer", "layer3"),
+    "--maps": ("key", "maps", "key"),
+    "--pca": ("3", "pca", 3),
+    "--keep": ("7", "keep", 7),
+    "--precision": ("float32", "precision", "float32"),
+    "--fit": ("pad", "fit", "pad"),
+    "--refined": (None, "refined", True),
+    "--temperature": ("0.2", "temperature", 0.2),
+    "--threshold": ("0.3", "threshold", 0.3),
+    "--temperatures": ("0.1,1", "temperatures", (0.1, 1.0)),
+    "--thresholds": ("0.4", "thresholds", (0.4,)),
+    "--names": ("clip", "names", "clip"),
+    "--templates": ("clip", "templates", "clip"),
+    "--slow-baselines": ("2", "slow_baselines", 2),
+    "--seed": ("5", "seed", 5),
+}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_flag_reaches_the_protocol(flag):
+    text, field, value = FLAGS[flag]
+    words = ["evaluate", "root", "--out", "run", flag, *([] if text is None else [text])]
+    options = vlscore_cli.protocol_options(vlscore_cli.build_parser().parse_args(words))
+    assert getattr(vlscore.Protocol(**options), field) == value
+    others = {key: each for key, each in options.items() if key != field}
+    assert vlscore.Protocol(**others) == vlscore.Protocol()
+
+
+PICKS = {
+    "--layout": ("kaggle", "layout", "kaggle"),
+    "--boxes": ("xml", "boxes", "xml"),
+    "--names": ("clip", "names", "clip"),
+    "--limit": ("3", "limit", 3),
+    "--first": ("4", "first", 4),
+    "--ids": ("list", "ids", "list"),
+    "--sample": ("5", "sample", 5),
+    "--seed": ("6", "seed", 6),
+    "--blacklist": ("bad", "blacklist", "bad"),
+    "--skip-bad": (None, "skip_bad", True),
+}
+
+
+@pytest.mark.parametrize("flag", PICKS)
+def test_a_flag_reaches_the_data_set(flag):
+    text, field, value = PICKS[flag]
+    words = ["evaluate", "root", "--out", "run"]
+    before, after = (
+        vlscore_cli.dataset_options(vlscore_cli.build_parser().parse_args(each))
+        for each in (words, [*words, flag, *([] if text is None else [text])])
+    )
+    assert after == before | {field: value}
+    assert before[field] != value
+
+
+# ── Extras that are missing ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("package", ["pandas", "pyarrow", "pytorch_grad_cam", "distributed", "defusedxml"])
+def test_evaluate_says_in_a_line_which_extra_is_missing(run, drawn, tmp_path, monkeypatch, package):
+    load = errors.import_module
+
+    def without(name):
+        if name.split(".")[0] == package:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+        return load(name)
+
+    monkeypatch.setattr(errors, "import_module", without)
+    options = ["--model", "scenes-rn", "--limit", "8", "--keep", "2", "--workers", "1"]
+    code, _, err = run("evaluate", drawn, *options, "--out", tmp_path / "run")
+    assert code == 2
+    last = err.strip().splitlines()[-1]
+    assert (
+        last == f"vlscore: this needs the package {package}: install it by pip install 'vlscore[evaluation]'"
+    )
+    assert not (tmp_path / "run").exists()
