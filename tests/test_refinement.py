@@ -1,4 +1,4 @@
-"""Refinement: larger copies, discriminant, clusters, instances; against formulas written out and peers."""
+"""Refinement: larger copies, discriminant, clusters, instances; against formulas and other libraries."""
 
 import json
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """The command starts without what it does not need, and hands every flag on."""
 
+import dataclasses
+import inspect
 import os
 import subprocess
 import sys
@@ -114,24 +116,85 @@ def test_a_flag_reaches_the_data_set(flag):
     assert before[field] != value
 
 
+OTHERS = ["root", "--out", "--resume", "--model", "--workers", "--scheduler"]  # which `run_evaluate` reads
+
+
+def test_every_flag_and_every_field_is_in_these_tables():
+    flags = []
+    vlscore_cli.add_evaluate_options(lambda flag, **_: flags.append(flag))
+    assert sorted(flags) == sorted({*FLAGS, *PICKS, *OTHERS})
+    fields = {each.name for each in dataclasses.fields(vlscore.Protocol)} - {"batch_size"}
+    assert {field for _, field, _ in FLAGS.values()} == fields
+    parameters = set(inspect.signature(vlscore.read_dataset).parameters) - {"root", "progress"}
+    assert {field for _, field, _ in PICKS.values()} == parameters
+
+
+def test_evaluate_hands_protocol_data_set_and_folder_on(run, rn, drawn, monkeypatch, tmp_path):
+    read, seen = vlscore.read_dataset, {}
+
+    def read_and_note(root, progress, **options):
+        seen["data"] = (root, options)
+        return read(root, progress=progress, **options)
+
+    def stop(model, dataset, out, resume, client, progress, **options):
+        seen["run"] = (model, len(dataset.photos), out, resume, client, options)
+        raise vlscore.VLScoreError("seen enough")
+
+    monkeypatch.setattr(vlscore, "read_dataset", read_and_note)
+    monkeypatch.setattr(vlscore, "load_model", lambda name: {"some": rn}[name])
+    monkeypatch.setattr(vlscore, "evaluate", stop)
+    words = ["--model", "some", "--resume", "--layer", "layer3", "--sample", "3", "--slow-baselines", "2"]
+    words = ["evaluate", str(drawn), "--out", str(tmp_path / "run"), *words]
+    assert run(*words)[0] == 2
+    options = vlscore_cli.build_parser().parse_args(words)
+    assert seen["data"] == (str(drawn), vlscore_cli.dataset_options(options))
+    protocol = vlscore_cli.protocol_options(options)
+    assert seen["run"] == (rn, 3, str(tmp_path / "run"), True, None, protocol)
+    assert (protocol["layer"], protocol["slow_baselines"]) == ("layer3", 2)
+
+
 # ── Extras that are missing ──────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("package", ["pandas", "pyarrow", "pytorch_grad_cam", "distributed", "defusedxml"])
-def test_evaluate_says_in_a_line_which_extra_is_missing(run, drawn, tmp_path, monkeypatch, package):
+@pytest.fixture
+def without(monkeypatch):
+    """Make as if a package were not installed."""
     load = errors.import_module
 
-    def without(name):
-        if name.split(".")[0] == package:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-        return load(name)
+    def without(package):
+        def load_others(name):
+            if name.split(".")[0] == package:
+                raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+            return load(name)
 
-    monkeypatch.setattr(errors, "import_module", without)
-    options = ["--model", "scenes-rn", "--limit", "8", "--keep", "2", "--workers", "1"]
+        monkeypatch.setattr(errors, "import_module", load_others)
+
+    return without
+
+
+def need(package):
+    return f"vlscore: this needs the package {package}: install it by pip install 'vlscore[evaluation]'"
+
+
+@pytest.mark.parametrize("package", ["pandas", "pyarrow", "pytorch_grad_cam", "defusedxml"])
+def test_evaluate_says_in_a_line_which_extra_is_missing(run, drawn, tmp_path, without, package):
+    without(package)
+    options = ["--model", "scenes-rn", "--limit", "8", "--keep", "2"]
     code, _, err = run("evaluate", drawn, *options, "--out", tmp_path / "run")
-    assert code == 2
-    last = err.strip().splitlines()[-1]
-    assert (
-        last == f"vlscore: this needs the package {package}: install it by pip install 'vlscore[evaluation]'"
-    )
+    assert (code, err) == (2, f"{need(package)}\n")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("options", [["--workers", "1"], ["--scheduler", "tcp://127.0.0.1:1"]])
+@pytest.mark.parametrize("package", ["dask", "distributed"])
+def test_workers_say_in_a_line_which_extra_is_missing(run, drawn, tmp_path, without, package, options):
+    without(package)
+    model = ["--model", "scenes-rn", "--limit", "8", "--keep", "2"]
+    code, _, err = run("evaluate", drawn, *model, *options, "--out", tmp_path / "run")
+    assert (code, err) == (2, f"{need(package)}\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_compare_says_in_a_line_which_extra_is_missing(run, tmp_path, without):
+    without("pandas")
+    assert run("compare", tmp_path, tmp_path) == (2, "", f"{need('pandas')}\n")

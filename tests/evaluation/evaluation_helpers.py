@@ -1,5 +1,8 @@
 """What the tests of evaluation share."""
 
+import itertools
+import math
+
 import numpy as np
 import pandas
 
@@ -51,6 +54,11 @@ def cut(content):
     return content[: len(content) // 2]
 
 
+PROTOCOL = vlscore.Protocol(
+    temperature=0.1, threshold=0.4, temperatures=(0.1, 1.0), thresholds=(0.2, 0.4, 0.6, 0.8)
+)
+
+
 LABELS = "abcdefgh"
 
 
@@ -84,6 +92,30 @@ def made_up(n=40, seed=0):
 
 def rows_of(records):
     return [row for _, row in records.iterrows()]
+
+
+def methods_of(records):
+    return [column.removeprefix("iou: ") for column in records if column.startswith("iou: ")]
+
+
+def iou_by_hand(predicted, truth):
+    """The largest IoU over all pairs of boxes, by the formula; 0 where there is no pair."""
+    best = 0.0
+    for one, other in itertools.product(predicted, truth):
+        width = min(one[2], other[2]) - max(one[0], other[0])
+        height = min(one[3], other[3]) - max(one[1], other[1])
+        common = max(width, 0) * max(height, 0)
+        areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (one, other)]
+        best = max(best, common / (sum(areas) - common))
+    return best
+
+
+def wilson_by_hand(hits, n):
+    """The 95 % interval of a share, by the formula (Wilson 1927)."""
+    z, share = 1.959964, hits / n
+    centre = share + z**2 / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return (centre - spread) / (1 + z**2 / n), (centre + spread) / (1 + z**2 / n)
 
 
 def without_bar(err):

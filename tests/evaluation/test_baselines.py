@@ -186,7 +186,7 @@ def test_peers_are_measured_on_the_first_photos_only(rn, photos, tmp_path):
         expected = np.stack(records[f"iou: {method}"][:2])[:, 0].mean()
         assert summary["methods"][method]["mean_box_iou"][0]["value"] == pytest.approx(expected, abs=1e-6)
     assert summary["methods"]["Grad-CAM"]["images"] == 12
-    # Parts of which one has peers and one has none are put together again.
+    # Shards of which one has slow baselines and one has none are put together again.
     (tmp_path / "run" / "part-00000.parquet").unlink()
     vlscore.evaluate(rn, photos, tmp_path / "run", resume=True, **options)
     assert contents(tmp_path / "run")["summary.json"] == before["summary.json"]

@@ -1,13 +1,10 @@
 """The command `vlscore evaluate`."""
 
-import dataclasses
 import json
 import shutil
 
 import distributed
-import numpy as np
 import pytest
-import torch
 from evaluation_helpers import (
     FLAGS,
     OURS,
@@ -18,8 +15,6 @@ from evaluation_helpers import (
 from test_command_line import one_line
 
 import vlscore
-
-# ── Command line ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_evaluate_prints_the_layout_the_table_and_where_the_summary_is(
@@ -167,26 +162,3 @@ def test_an_out_that_holds_a_run_is_told_in_a_line(run, offline, small, finished
     code, _, err = run("evaluate", small, "--out", finished_copy, *FLAGS)
     assert (code, "--resume" in one_line(without_bar(err))) == (2, True)
     assert contents(finished_copy) == before
-
-
-# ── Selection ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_keep_comes_nearer_to_the_exact_saliency_than_the_largest_deviations(scenes_rn, drawn):
-    """What the choice and the prediction are for, on drawn scenes at 24 of 256 maps."""
-    ours, theirs = [], []
-    dataset = vlscore.read_dataset(drawn)
-    for photo in dataset.photos[:6]:
-        exact = vlscore.encode(scenes_rn, photo.path, layer="layer3", precision="float32")
-        text = vlscore.class_embedding(scenes_rn, dataset.classes[photo.label])
-        wanted = vlscore.saliency(exact, text, 0.1).flatten()
-        rows = vlscore.select_maps(exact.maps, 24)
-        e = vlscore.predict_embeddings(exact.maps, rows, exact.mask_embeddings)
-        kept = vlscore.saliency(dataclasses.replace(exact, mask_embeddings=e), text, 0.1)
-        strongest = exact.maps.std((1, 2)).topk(24).indices
-        some = {"maps": exact.maps[strongest], "mask_embeddings": exact.mask_embeddings[strongest]}
-        plain = vlscore.saliency(dataclasses.replace(exact, **some), text, 0.1)
-        for each, correlations in ((kept, ours), (plain, theirs)):
-            correlations.append(torch.corrcoef(torch.stack([wanted, each.flatten()]))[0, 1].item())
-    assert np.mean(ours) > 0.98
-    assert np.mean(ours) > np.mean(theirs)

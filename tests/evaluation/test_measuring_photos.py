@@ -5,8 +5,7 @@ import pandas
 import pytest
 import torch
 import torch.nn.functional as F
-from evaluation_helpers import ALPHA, OURS, QUICK, SWEEP, TAU, same_records
-from test_metrics import torchvision_iou
+from evaluation_helpers import ALPHA, OURS, QUICK, SWEEP, TAU, iou_by_hand, same_records
 
 import vlscore
 from vlscore_lib import prompts
@@ -39,7 +38,7 @@ OPTIONS = {
 
 
 def check_record(model, photo, record, text, options, taus, alphas):
-    """Compare a record with boxes found step by step and torchvision's IoU of them."""
+    """Compare a record with boxes found step by step and the IoU of them by the formula."""
     encoding = vlscore.encode(model, photo.path, **options)
     heats = {OURS(tau): vlscore.saliency(encoding, text, tau) for tau in taus}
     heats["mean of all maps"] = encoding.maps.double().mean(0).clamp(min=0).float()
@@ -50,8 +49,8 @@ def check_record(model, photo, record, text, options, taus, alphas):
     for method, heat in heats.items():
         for n, alpha in enumerate(alphas):
             boxes = vlscore.find_boxes(heat, encoding, alpha)
-            assert record[f"iou: {method}"][n] == pytest.approx(torchvision_iou(boxes, photo.boxes), abs=1e-9)
-            first = torchvision_iou(boxes[:1], photo.boxes)
+            assert record[f"iou: {method}"][n] == pytest.approx(iou_by_hand(boxes, photo.boxes), abs=1e-9)
+            first = iou_by_hand(boxes[:1], photo.boxes)
             assert record[f"largest: {method}"][n] == pytest.approx(first, abs=1e-9)
             assert record[f"boxes: {method}"][n] == len(boxes)
         assert len(record[f"iou: {method}"]) == len(alphas)
@@ -168,7 +167,7 @@ def test_constant_boxes_have_sides_from_10_to_100_percent(finished, photos):
         assert len(found) == 91
         for percent, iou in zip(range(10, 101), found):
             x, y = (side * (100 - percent) / 200 for side in (96, 80))
-            assert iou == pytest.approx(torchvision_iou([(x, y, 96 - x, 80 - y)], photo.boxes), abs=1e-9)
+            assert iou == pytest.approx(iou_by_hand([(x, y, 96 - x, 80 - y)], photo.boxes), abs=1e-9)
     assert {*records["width"], *records["height"]} == {96, 80}
 
 

@@ -5,8 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
-import torchvision
+from evaluation_helpers import iou_by_hand, wilson_by_hand
 from scipy import stats
 
 import vlscore
@@ -24,18 +23,11 @@ def some_boxes(random, most, side=4):
     return found
 
 
-def torchvision_iou(predicted, truth):
-    if not predicted or not truth:
-        return 0.0
-    pair = (torch.tensor(each, dtype=torch.float64) for each in (predicted, truth))
-    return torchvision.ops.box_iou(*pair).max().item()
-
-
-def test_box_iou_equals_torchvision_s_where_boxes_touch_are_equal_or_missing():
+def test_box_iou_equals_the_formula_where_boxes_touch_are_equal_or_missing():
     random, seen = np.random.default_rng(1), Counter()
     for _ in range(1000):
         predicted, truth = some_boxes(random, 4), some_boxes(random, 4)
-        expected = torchvision_iou(predicted, truth)
+        expected = iou_by_hand(predicted, truth)
         assert vlscore.box_iou(predicted, truth) == pytest.approx(expected, abs=1e-12)
         if predicted and truth:
             seen["apart or touching"] += expected == 0
@@ -51,7 +43,7 @@ def test_box_iou_takes_fractions_of_pixels_and_negative_corners():
     for _ in range(200):
         corners = random.uniform(-9, 9, (5, 2))
         boxes = np.hstack([corners, corners + random.uniform(0.01, 9, (5, 2))]).tolist()
-        expected = torchvision_iou(boxes[:2], boxes[2:])
+        expected = iou_by_hand(boxes[:2], boxes[2:])
         assert vlscore.box_iou(boxes[:2], boxes[2:]) == pytest.approx(expected, abs=1e-12)
 
 
@@ -59,6 +51,26 @@ def test_box_iou_takes_fractions_of_pixels_and_negative_corners():
 def test_edges_are_half_open(gap, iou):
     """Boxes of ten columns: those that share an edge share no pixel, those that overlap by one share one."""
     assert vlscore.box_iou([(0, 0, 10, 4)], [(10 + gap, 0, 20 + gap, 4)]) == pytest.approx(iou, abs=1e-15)
+
+
+# ── Shares ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 24, 1000, 50_000])
+def test_wilson_s_interval_equals_the_formula(n):
+    for hits in sorted({0, 1, n // 3, n // 2, n - 1, n}):
+        assert vlscore.wilson(hits, n) == pytest.approx(wilson_by_hand(hits, n), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("hits", "n"), [([True, False, False, True, True], 3), ([False] * 4, 0), ([1] * 6, 6)]
+)
+def test_a_share_has_wilson_s_interval_to_six_digits(hits, n):
+    found = vlscore.share_with_interval(np.array(hits))
+    low, high = wilson_by_hand(n, len(hits))
+    expected = {"value": n / len(hits), "low": low, "high": high}
+    assert found == pytest.approx(expected, abs=2e-6)
+    assert all(round(each, 6) == each for each in found.values())
 
 
 # ── MaxBoxAcc ────────────────────────────────────────────────────────────────────────────────────
@@ -82,7 +94,7 @@ def share_of_photos(photos, threshold, delta, count):
     right = 0
     for boxes, truth in photos:
         pairs = itertools.product(boxes[threshold][:count], truth)
-        right += any(torchvision_iou([one], [other]) >= delta for one, other in pairs)
+        right += any(iou_by_hand([one], [other]) >= delta for one, other in pairs)
     return right / len(photos)
 
 

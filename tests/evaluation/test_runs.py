@@ -202,10 +202,10 @@ def test_parts_without_parameters_are_told(rn, photos, finished_copy):
 def test_a_thousand_photos_and_more_are_at_most_a_thousand_parts(rn, photos):
     every = vlscore.Dataset("official", photos.photos * 1000, photos.classes, [])
     protocol = vlscore.Protocol(slow_baselines=20)
-    parts = vlscore.Run(rn, every, protocol).shards
-    assert len(parts) == 1000
-    assert [photo for part in parts for photo, _ in part] == every.photos
-    assert [peers for part in parts for _, peers in part] == [True] * 20 + [False] * 11_980
+    shards = vlscore.Run(rn, every, protocol).shards
+    assert len(shards) == 1000
+    assert [photo for part in shards for photo, _ in part] == every.photos
+    assert [is_slow for shard in shards for _, is_slow in shard] == [True] * 20 + [False] * 11_980
 
 
 # ── Stopped by force, and full disks ────────────────────────────────────────────────────────────────
@@ -268,7 +268,7 @@ def test_a_full_disk_is_told_in_a_line_and_leaves_no_half_of_a_file(
     assert (out / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
 
 
-def test_a_run_of_version_0_1_0_is_read_and_goes_on(rn, photos, undisturbed, finished_copy):
+def test_a_run_of_version_0_1_0_is_read_and_goes_on(rn, photos, finished_copy):
     """Its slow baselines were called peers, and no batch size was kept."""
     file = finished_copy / "run.json"
     facts = json.loads(file.read_text())

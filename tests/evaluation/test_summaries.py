@@ -5,17 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from evaluation_helpers import ALPHA, OURS, SWEEP, TAU, made_up, rows_of
-from scipy import stats
+from evaluation_helpers import ALPHA, OURS, PROTOCOL, SWEEP, TAU, made_up, methods_of, rows_of, wilson_by_hand
 
 import vlscore
-
-RESULTS = ("gt_known", "top1_loc", "top5_loc", "mean_box_iou", "max_box_acc", "max_box_acc_v2")
-
-
-PROTOCOL = vlscore.Protocol(
-    temperature=0.1, threshold=0.4, temperatures=(0.1, 1.0), thresholds=(0.2, 0.4, 0.6, 0.8)
-)
 
 
 @pytest.fixture(scope="module", params=["made up", "drawn scenes"])
@@ -39,13 +31,8 @@ def summed(request):
 def is_share(found, hits):
     """Whether a figure is a share with its Wilson interval, to six digits."""
     hits = list(hits)
-    expected = stats.binomtest(int(sum(hits)), len(hits)).proportion_ci(0.95, method="wilson")
-    wanted = (sum(hits) / len(hits), expected.low, expected.high)
+    wanted = (sum(hits) / len(hits), *wilson_by_hand(sum(hits), len(hits)))
     return (found["value"], found["low"], found["high"]) == pytest.approx(wanted, abs=2e-6)
-
-
-def methods_of(records):
-    return [column.removeprefix("iou: ") for column in records if column.startswith("iou: ")]
 
 
 def test_gt_known_and_loc_are_shares_of_images_above_a_half(summed):
@@ -167,37 +154,3 @@ def test_bootstrapped_intervals_equal_those_of_drawn_rows():
         expected = np.percentile(values, (2.5, 97.5))
         assert (found[key]["low"], found[key]["high"]) == pytest.approx(expected, abs=0.03), key
         assert found[key]["high"] - found[key]["low"] > 0.1
-
-
-def test_the_table_shows_the_figures_of_each_method(undisturbed):
-    out, _ = undisturbed
-    summary = json.loads((out / "summary.json").read_text())
-    lines = vlscore.summary_table(summary).splitlines()
-    for method, found in summary["methods"].items():
-        rows = [line for line in lines if line.startswith(f"{method} ")]
-        best = max(each["value"] for each in found["gt_known"])
-        assert rows
-        assert f"{100 * best:.1f} (" in rows[-1]
-        assert "*" in rows[-1]
-    ours = next(line for line in lines if line.startswith(f"{OURS(TAU)} ")).split()[4:]
-    known, *others = (summary["results"][metric] for metric in RESULTS)
-    assert ours[0].rstrip("*") == f"{ALPHA:g}"
-    assert (
-        ours[1:3]
-        == "{value:.1f} ({low:.1f}–{high:.1f})".format(
-            **{key: 100 * value for key, value in known.items()}
-        ).split()
-    )
-    assert ours[3:] == [f"{100 * each['value']:.1f}" for each in others]
-
-
-@pytest.mark.parametrize(("best", "rows"), [(1, 1), (2, 2)])
-def test_the_table_has_a_row_for_the_chosen_and_one_for_the_best_threshold(best, rows):
-    """Which may be the same."""
-    records = made_up(6)
-    for method in methods_of(records):
-        records[f"iou: {method}"] = [[0.9 if n == best else 0.1 for n in range(4)]] * 6
-    table = vlscore.summary_table(vlscore.summarize(records, PROTOCOL))
-    found = [line for line in table.splitlines() if line.startswith(f"{OURS(0.1)} ")]
-    assert len(found) == rows
-    assert [line.split()[4] for line in found] == (["0.4*"] if best == 1 else ["0.4", "0.6*"])
