@@ -12,7 +12,10 @@ import vlscore
 import vlscore_cli
 from vlscore_lib import errors
 
-HEAVY = ("torch", "torchvision", "numpy", "pandas", "matplotlib", "scipy", "sklearn", "openvino", "vlscore")
+HEAVY = (
+    *("torch", "torchvision", "numpy", "pandas", "pyarrow", "matplotlib", "scipy", "sklearn", "skimage"),
+    *("openvino", "clip", "dask", "distributed", "tqdm", "vlscore"),
+)
 LOADED = """
 import os, sys, vlscore_cli
 try:
