@@ -1,4 +1,4 @@
-"""Time the page in headless Chromium, from a fresh start: prints a line a figure.
+"""Time the page in headless Chromium, from a fresh start: prints one line for each figure.
 
     python scripts/bench_page.py [PHOTO NAME IN THE GALLERY]
 

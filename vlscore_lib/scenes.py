@@ -8,8 +8,8 @@ an ImageNet photo's.  A folder of scenes has::
 
     val/scenes_val_00000001.JPEG
     bbox/val/scenes_val_00000001.xml     all objects, the label's first; 0-based inclusive corners
-    LOC_synset_mapping.txt               a line a class: its number and its names
-    LOC_val_solution.csv                 a line a scene: its label and the boxes of that class
+    LOC_synset_mapping.txt               one line for each class: its number and its names
+    LOC_val_solution.csv                 one line for each scene: its label and the boxes of that class
 
 The same count, seed and size give the same bytes; scene n does not depend on the count.
 """

@@ -28,7 +28,7 @@ PUBLISHED = [
 
 
 def summary_table(summary: dict) -> str:
-    """A summary as text: a line a method, in percent, GT-known with its 95 % interval."""
+    """A summary as text: one row for each method, in percent, GT-known with its 95 % interval."""
     at = summary["thresholds"].index(summary["threshold"])
     width = max(20, *map(len, summary["methods"]))
 
@@ -73,7 +73,7 @@ def summary_table(summary: dict) -> str:
 
 
 def ablation_table(part: dict) -> str:
-    """One part of ``data/ablation.json`` as text: a line a variant, in percent, with 95 % intervals."""
+    """One part of ``data/ablation.json`` as text: one row for each variant, in percent."""
     rows = [f"{'%':28} {'GT-known':16} {'V2':>4} above plain"]
     for row in part["rows"]:
         known, gain = (

@@ -25,9 +25,9 @@ class Lite0MiniLM(Model):
     embeddings.  Their common direction makes every prompt resemble every image, the empty one too,
     and the softmax gives a picture of two things to one of them.  Measured with the saliency's peak
     on 72 side-by-side pairs of photos (256 maps), and on 300 ImageNet photos (128 maps; a random
-    other class is the absent one; the best α of each join)::
+    other class is the absent one; the best α of each embedding)::
 
-        join                   peak on the asked side   GT-known   AUROC of presence
+        embedding              peak on the asked side   GT-known   AUROC of presence
                                 τ = 1       τ = 0.1      τ = 0.1
         ConSE, 10 classes       95.1 %      96.5 %       62.3 %        0.984
         logits, l               79.2 %      95.8 %       64.0 %        0.991

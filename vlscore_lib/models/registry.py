@@ -34,7 +34,7 @@ class Family(NamedTuple):
         module, loader: the file of this package, imported when a model is loaded, and its function of a
             name and a device.
         weights: name -> the file with its weights; None where they come with installed packages.
-        note: what the models are.
+        note: what the models are; ``{weights}`` stands for the file with a model's weights.
     """
 
     models: dict[str, Defaults]
@@ -44,12 +44,8 @@ class Family(NamedTuple):
     note: str
 
     def describe(self, name: str) -> str:
-        """What a model is, and where its weights are if they are not part of this project."""
-        return (
-            self.note
-            if self.weights in (None, scenes_file)
-            else f"{self.note}, weights in {self.weights(name)}"
-        )
+        """What a model is, and where its weights are if they are to be downloaded."""
+        return self.note.format(weights=self.weights and self.weights(name))
 
     def is_here(self, name: str) -> bool:
         """Whether a model's weights are on this machine."""
@@ -62,7 +58,7 @@ SCENES_NOTE = "small CLIP that knows drawn scenes only; zero-shot, offline"
 FAMILIES = (
     Family({OFFLINE_MODEL: OFFLINE_DEFAULTS}, "lite0_minilm", "load", None, LITE0_NOTE),
     Family(SCENES_MODELS, "checkpoints", "load_scenes_model", scenes_file, SCENES_NOTE),
-    Family(CLIP_MODELS, "openai_clip", "load", clip_file, "OpenAI's CLIP"),
+    Family(CLIP_MODELS, "openai_clip", "load", clip_file, "OpenAI's CLIP, weights in {weights}"),
 )
 
 
