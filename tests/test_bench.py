@@ -24,11 +24,11 @@ def test_the_plain_loop_gives_the_saliency_of_encode(scenes_rn, drawn):
     assert torch.equal(further(text), heat)
 
 
-@pytest.mark.parametrize("peer", ["pytorch-grad-cam", "torchcam"])
-def test_peers_look_at_the_same_layer_for_the_same_text(scenes_rn, drawn, peer):
+@pytest.mark.parametrize("library", ["pytorch-grad-cam", "torchcam"])
+def test_librarys_look_at_the_same_layer_for_the_same_text(scenes_rn, drawn, library):
     image = vlscore.load_image(vlscore.read_dataset(drawn).photos[0].path)
     text = scenes_rn.encode_text(["an image of a red cross."])[0]
-    heat, _ = bench.METHODS[peer](scenes_rn, image, text)
+    heat, _ = bench.METHODS[library](scenes_rn, image, text)
     heat = torch.nn.functional.interpolate(heat[None, None].float(), (5, 5), mode="area")[0, 0]
     assert heat.shape == (5, 5)
     assert heat.max() > heat.min()
@@ -111,11 +111,11 @@ def test_the_table_has_every_method(committed):
 
 
 def test_readme_repeats_the_committed_run(committed):
-    """Each row of its table: model, seconds of a peer, of exact, ratios of exact and fast, a prompt."""
+    """Each row of its table: model, seconds of a library, of exact, ratios of exact and fast, a prompt."""
     text = (ROOT / "README.md").read_text()
     for name in sorted({"lite0-minilm", *bench.SIZES} & set(committed["speed"])):
         rows = committed["speed"][name]
-        peer, exact, fast = (rows[method]["seconds"] for method in ("pytorch-grad-cam", "exact", "fast"))
+        library, exact, fast = (rows[method]["seconds"] for method in ("pytorch-grad-cam", "exact", "fast"))
         (line,) = re.findall(rf"^\| `?{name}`?[^|]*\| \d+ s \|.*$", text, re.MULTILINE)
-        for figure in (f"{peer:.0f} s", f"{peer / exact:.1f}×", f"{peer / fast:.0f}×"):
+        for figure in (f"{library:.0f} s", f"{library / exact:.1f}×", f"{library / fast:.0f}×"):
             assert figure in line, (figure, line)

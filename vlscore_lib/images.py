@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from vlscore_lib.errors import VLScoreError, check_choice
 from vlscore_lib.options import FITS
+
+ORIENTATION = 0x0112  # the tag of EXIF and TIFF
+# Orientation -> what turns the image upright: it is transposed, then mirrored, then flipped.
+TURNS = {2: (0, 1, 0), 3: (0, 1, 1), 4: (0, 0, 1), 5: (1, 0, 0), 6: (1, 1, 0), 7: (1, 1, 1), 8: (1, 0, 1)}
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", b"acTL", b"fcTL", b"fdAT")
+EXIF_AS_TEXT = b"Raw profile type exif\0"
 
 
 def load_image(source) -> Image.Image:
     """Open an image as upright 8-bit RGB.
 
-    EXIF orientation is applied; an animation gives its first frame; transparency is laid on white;
-    grey, palette, CMYK and 16-bit images are converted.
+    Of the metadata only the orientation is read.  An animation gives its first frame; transparency is
+    laid on white; grey, palette, CMYK and 16-bit images are converted; values that are not finite are 0.
 
     Args:
         source: a path or a PIL image.
@@ -38,12 +46,13 @@ def load_image(source) -> Image.Image:
             raise VLScoreError(f"{path} is a folder: give the path of one image")
         if not os.path.exists(path):
             raise VLScoreError(f"{path} does not exist: check the image's path")
-        # An open file, not its path: Pillow 13 turns an uncompressed TIFF wrongly by its path.
-        opened = open(path, "rb")  # noqa: SIM115
+        opened = open_image(path)
     try:
-        with warnings.catch_warnings(), opened as file:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return convert_to_rgb(file if isinstance(file, Image.Image) else Image.open(file))
+            with opened as image:
+                return convert_to_rgb(turn_upright(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         limit = Image.MAX_IMAGE_PIXELS / 1e6
         raise VLScoreError(f"{path} has more than {limit:.0f} megapixels: give a smaller copy") from None
@@ -56,18 +65,83 @@ def load_image(source) -> Image.Image:
         ) from None
 
 
+@contextmanager
+def open_image(path):
+    """A file as a Pillow image while the block runs, its pixels not decoded yet; raises what Pillow does."""
+    # An open file, not its path: Pillow 13 turns an uncompressed TIFF wrongly by its path.
+    with open(path, "rb") as file:
+        is_png = file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE
+        file.seek(0)
+        with Image.open(BytesIO(drop_metadata(file.read())) if is_png else file) as image:
+            yield image
+
+
+def drop_metadata(png: bytes) -> bytes:
+    """Leave out the chunks of a PNG file that no pixel depends on: Pillow refuses a file for their size.
+
+    EXIF data stays, in a chunk of its own or as text, since it may hold the orientation.
+    """
+    kept, at = [png[: len(PNG_SIGNATURE)]], len(PNG_SIGNATURE)
+    while at + 12 <= len(png):
+        length, kind = int.from_bytes(png[at : at + 4]), png[at + 4 : at + 8]
+        end = at + 12 + length
+        is_exif = png[at + 8 : end].startswith(EXIF_AS_TEXT) and length < 2**16
+        if kind in PNG_PIXELS or is_exif:
+            kept.append(png[at:end])
+        at = end
+    return b"".join([*kept, png[at:]])
+
+
+def read_orientation(image: Image.Image) -> int:
+    """The orientation of an image before it is decoded, 1 to 8; 1 where it is missing or broken."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+        value = int(value[0] if isinstance(value, tuple) else value)
+    except Exception:  # Pillow's parsers raise nearly any type on broken metadata
+        return 1
+    return value if value in TURNS else 1
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """(W, H) of an image as the file stores it, before its pixels are decoded."""
+    # Pillow tells the upright size of a TIFF, and the stored one of all other formats.
+    is_turned = image.format == "TIFF" and TURNS.get(read_orientation(image), (0,))[0]
+    return image.size[::-1] if is_turned else image.size
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Decode an image and turn it by its orientation."""
+    orientation = read_orientation(image)
+    image.load()
+    if image.format == "TIFF":  # Pillow has turned it
+        return image
+    transposed, mirrored, flipped = TURNS.get(orientation, (0, 0, 0))
+    for is_wanted, step in (
+        (transposed, Image.Transpose.TRANSPOSE),
+        (mirrored, Image.Transpose.FLIP_LEFT_RIGHT),
+        (flipped, Image.Transpose.FLIP_TOP_BOTTOM),
+    ):
+        if is_wanted:
+            image = image.transpose(step)
+    return image
+
+
 def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Turn a decoded image upright and convert it to 8-bit RGB, see `load_image`."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith(("I", "F")):  # 16-bit grey, or numbers of up to 1, 255 or 65535
-        grey = np.asarray(upright, dtype=np.float64)
-        tops = (1, 255, 65535) if upright.mode == "F" else (65535,)
+    """Convert an upright image to 8-bit RGB, see `load_image`."""
+    if image.mode.startswith(("I", "F")):  # 16-bit grey, or numbers of up to 1, 255 or 65535
+        grey = np.asarray(image, dtype=np.float64)
+        clear = grey == image.info["transparency"] if "transparency" in image.info else None
+        grey = np.nan_to_num(grey, nan=0.0, posinf=0.0, neginf=0.0)
+        tops = (1, 255, 65535) if image.mode == "F" else (65535,)
         top = next((top for top in tops if grey.max() <= top), grey.max())
-        return Image.fromarray((grey * 255 / top).round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if upright.has_transparency_data:
-        rgba = upright.convert("RGBA")
+        shown = (grey * 255 / top).round().clip(0, 255)
+        if clear is not None:
+            shown[clear] = 255  # laid on white
+        return Image.fromarray(shown.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return upright.convert("RGB")
+    return image.convert("RGB")
 
 
 class Fit(NamedTuple):

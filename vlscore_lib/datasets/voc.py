@@ -9,8 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 from vlscore_lib.errors import VLScoreError, import_extra
 
 
@@ -99,18 +97,18 @@ def annotate(listed) -> AnnotatedPhoto:
     return AnnotatedPhoto(path, label, placed, upright)
 
 
-# How EXIF's orientations turn an image: (transposed, then mirrored left-right, then top-bottom).
-TURNS = {2: (0, 1, 0), 3: (0, 1, 1), 4: (0, 0, 1), 5: (1, 0, 0), 6: (1, 1, 0), 7: (1, 1, 1), 8: (1, 0, 1)}
-
-
 def read_stored_size(path):
     """Decode a photo -> its stored (W, H), and a function that turns a size, or a box in it, upright."""
+    from PIL import Image
+
+    from vlscore_lib.images import TURNS, open_image, read_orientation, stored_size
+
     try:
-        with Image.open(path) as image:
-            stored = image.size
+        with open_image(path) as image:
+            stored = stored_size(image)
             if stored[0] * stored[1] > Image.MAX_IMAGE_PIXELS:
                 raise ValueError(f"it has {stored[0] * stored[1] / 1e6:.0f} megapixels")
-            transposed, mirrored, flipped = TURNS.get(image.getexif().get(0x0112), (0, 0, 0))
+            transposed, mirrored, flipped = TURNS.get(read_orientation(image), (0, 0, 0))
             image.draft("RGB", (1, 1))  # all of a JPEG is read, but no more than an eighth computed
             image.load()
     except Exception as error:  # Pillow's decoders raise nearly any type on a broken file
