@@ -25,7 +25,7 @@ def test_the_plain_loop_gives_the_saliency_of_encode(scenes_rn, drawn):
 
 
 @pytest.mark.parametrize("library", ["pytorch-grad-cam", "torchcam"])
-def test_librarys_look_at_the_same_layer_for_the_same_text(scenes_rn, drawn, library):
+def test_libraries_look_at_the_same_layer_for_the_same_text(scenes_rn, drawn, library):
     image = vlscore.load_image(vlscore.read_dataset(drawn).photos[0].path)
     text = scenes_rn.encode_text(["an image of a red cross."])[0]
     heat, _ = bench.METHODS[library](scenes_rn, image, text)
