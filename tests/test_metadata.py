@@ -123,6 +123,14 @@ def test_a_compressed_tiff_is_turned_once(tmp_path, compression, orientation):
     assert abs(one - other).mean() < 8
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_a_loaded_photo_is_not_turned_again(tmp_path, form):
+    once = read(tmp_path, encoded(form, exif()))
+    again = vlscore.load_image(once)
+    assert_upright(again)
+    assert again.tobytes() == once.tobytes()
+
+
 # ── PNG ──────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -52,7 +52,9 @@ def load_image(source) -> Image.Image:
             warnings.simplefilter("ignore")  # of metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with opened as image:
-                return convert_to_rgb(turn_upright(image))
+                found = convert_to_rgb(turn_upright(image))
+        found.info.clear()  # or who loads it again would turn it again
+        return found
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         limit = Image.MAX_IMAGE_PIXELS / 1e6
         raise VLScoreError(f"{path} has more than {limit:.0f} megapixels: give a smaller copy") from None
