@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import streamlit
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from starlette.requests import Request
 from streamlit.testing.v1 import AppTest
 from streamlit.web.server import server_util
@@ -289,7 +289,7 @@ def test_bad_file_is_told_with_what_to_do(page, content):
 
 
 def test_more_than_fifty_megapixels_are_refused_before_they_are_decoded(page, monkeypatch):
-    monkeypatch.setattr(vlscore, "load_image", lambda _: pytest.fail("decoded"))
+    monkeypatch.setattr("vlscore_lib.images.turn_upright", lambda _: pytest.fail("decoded"))
     (message,) = upload(page, "large.png", encoded(10_000, 5_001, "1"))
     assert "more than 50 megapixels" in message and "smaller copy" in message
     with pytest.raises(vlscore.VLScoreError, match="50 megapixels"):
@@ -298,6 +298,14 @@ def test_more_than_fifty_megapixels_are_refused_before_they_are_decoded(page, mo
 
 def test_fifty_megapixels_are_taken():
     assert app.decode(encoded(10_000, 5_000, "1")).size == (10_000, 5_000)
+
+
+def test_megabytes_of_text_do_not_spoil_a_photo():
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * 3_000_000, zip=True)
+    content = BytesIO()
+    Image.new("RGB", (8, 6), "red").save(content, "PNG", pnginfo=info)
+    assert app.decode(content.getvalue()).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_more_than_twenty_megabytes_are_refused():

@@ -121,6 +121,10 @@ def upload(page, name, content, mime="image/jpeg"):
 
 
 def download(page, name):
+    # A click while the page runs asks for a file that the run takes away.
+    expect(page.get_by_test_id("stApp")).to_have_attribute(
+        "data-test-script-state", "notRunning", timeout=30 * SECOND
+    )
     with page.expect_download() as given:
         button(page, name).click()
     return Path(given.value.path()).read_bytes()

@@ -23,14 +23,16 @@ PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", b"acTL", b"f
 EXIF_AS_TEXT = b"Raw profile type exif\0"
 
 
-def load_image(source) -> Image.Image:
+def load_image(source, formats=None, megapixels: float | None = None) -> Image.Image:
     """Open an image as upright 8-bit RGB.
 
     Of the metadata only the orientation is read.  An animation gives its first frame; transparency is
     laid on white; grey, palette, CMYK and 16-bit images are converted; values that are not finite are 0.
 
     Args:
-        source: a path or a PIL image.
+        source: a path, the content of a file as bytes, or a PIL image.
+        formats: Pillow's names of the formats allowed; all by default.
+        megapixels: the most that is decoded; Pillow's own limit by default.
 
     Returns:
         A new RGB image; boxes of it are in its pixels, that is, in the upright frame.
@@ -40,24 +42,28 @@ def load_image(source) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         path, opened = "the image", nullcontext(source)
+    elif isinstance(source, bytes):
+        path, opened = "the image", open_image(BytesIO(source), formats)
     else:
         path = Path(source)
         if os.path.isdir(path):
             raise VLScoreError(f"{path} is a folder: give the path of one image")
         if not os.path.exists(path):
             raise VLScoreError(f"{path} does not exist: check the image's path")
-        opened = open_image(path)
+        opened = open_image(path, formats)
+    limit = (megapixels or Image.MAX_IMAGE_PIXELS / 1e6) * 1e6
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with opened as image:
+                if image.width * image.height > limit:
+                    raise Image.DecompressionBombError
                 found = convert_to_rgb(turn_upright(image))
         found.info.clear()  # or who loads it again would turn it again
         return found
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        limit = Image.MAX_IMAGE_PIXELS / 1e6
-        raise VLScoreError(f"{path} has more than {limit:.0f} megapixels: give a smaller copy") from None
+        raise VLScoreError(f"{path} has more than {limit / 1e6:.0f} megapixels: give a smaller copy") from None
     except Exception as error:  # Pillow's decoders raise nearly any type on a broken file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, UnidentifiedImageError):
@@ -68,13 +74,19 @@ def load_image(source) -> Image.Image:
 
 
 @contextmanager
-def open_image(path):
-    """A file as a Pillow image while the block runs, its pixels not decoded yet; raises what Pillow does."""
+def open_image(source, formats=None):
+    """A Pillow image while the block runs, its pixels not decoded yet; raises what Pillow does.
+
+    Args:
+        source: a path, or a binary file that is open for reading.
+        formats: Pillow's names of the formats allowed; all by default.
+    """
     # An open file, not its path: Pillow 13 turns an uncompressed TIFF wrongly by its path.
-    with open(path, "rb") as file:
+    with nullcontext(source) if hasattr(source, "read") else open(source, "rb") as file:
         is_png = file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE
         file.seek(0)
-        with Image.open(BytesIO(drop_metadata(file.read())) if is_png else file) as image:
+        content = BytesIO(drop_metadata(file.read())) if is_png else file
+        with Image.open(content, formats=formats) as image:
             yield image
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from io import BytesIO
-
-from PIL import Image
 
 from vlscore_lib.encoding import as_text
 from vlscore_lib.errors import VLScoreError, import_extra
@@ -128,9 +125,6 @@ def open_upload(files):
     if not files:
         raise VLScoreError("no photo was chosen: choose one file")
     try:
-        image = Image.open(BytesIO(files[0]["content"]))
-    except Exception:  # Pillow's parsers raise nearly any type on a broken file
-        raise VLScoreError(
-            f"{files[0]['name']} cannot be read as a photo: give a JPEG, PNG or WebP"
-        ) from None
-    return load_image(image)
+        return load_image(bytes(files[0]["content"]))
+    except VLScoreError as error:
+        raise VLScoreError(f"{files[0]['name']}: {error}") from None
