@@ -251,7 +251,7 @@ def run_models(options) -> None:
         for name, defaults in family.models.items():
             here = "yes" if family.is_here(name) else "no"
             print("{:15} {:5} {:5} {:5} {:7}  {}".format(name, here, *defaults, family.describe(name)))
-    print("PATH            a checkpoint in OpenAI's layout: TorchScript archive or state dict")
+    print("PATH            a checkpoint in OpenAI's or Hugging Face's layout; PATH:gelu if trained with GELU")
 
 
 COMMANDS = {

@@ -63,7 +63,9 @@ def load_image(source, formats=None, megapixels: float | None = None) -> Image.I
         found.info.clear()  # or who loads it again would turn it again
         return found
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise VLScoreError(f"{path} has more than {limit / 1e6:.0f} megapixels: give a smaller copy") from None
+        raise VLScoreError(
+            f"{path} has more than {limit / 1e6:.0f} megapixels: give a smaller copy"
+        ) from None
     except Exception as error:  # Pillow's decoders raise nearly any type on a broken file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, UnidentifiedImageError):

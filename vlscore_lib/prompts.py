@@ -11,18 +11,20 @@ from vlscore_lib.errors import VLScoreError, check_choice, import_extra
 
 TEMPLATE = "an image of a {}."  # the report's prompt for a class label
 MAX_TOKENS = 77  # CLIP's context length, start and end tokens included
+VOCABULARY = 49408  # tokens of CLIP's vocabulary
 NAMES = ("imagenet", "clip")  # of ImageNet's classes
 TEMPLATES = ("report", "clip")
 
 
-def check_prompt(prompt: str, count_tokens) -> None:
+def check_prompt(prompt: str, count_tokens, most: int = MAX_TOKENS) -> None:
     """Check that a prompt can be embedded.
 
     Args:
         count_tokens: prompt -> number of the model's tokens, start and end tokens included.
+        most: the model's context length.
 
     Raises:
-        VLScoreError: it is empty, holds a NUL character, is not Unicode or is over 77 tokens.
+        VLScoreError: it is empty, holds a NUL character, is not Unicode or has more tokens than fit.
     """
     if not prompt.strip():
         raise VLScoreError("the prompt is empty: write what to look for")
@@ -30,10 +32,8 @@ def check_prompt(prompt: str, count_tokens) -> None:
         raise VLScoreError(f"the prompt {prompt!r} holds a NUL character: take it out")
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise VLScoreError(f"the prompt {prompt!r} is not valid Unicode: write it in UTF-8")
-    if (tokens := count_tokens(prompt)) > MAX_TOKENS:
-        raise VLScoreError(
-            f"the prompt {prompt[:30]!r}… has {tokens} tokens, at most {MAX_TOKENS} fit: shorten it"
-        )
+    if (tokens := count_tokens(prompt)) > most:
+        raise VLScoreError(f"the prompt {prompt[:30]!r}… has {tokens} tokens, at most {most} fit: shorten it")
 
 
 def prompt_templates(templates: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from vlscore_lib.errors import VLScoreError
 from vlscore_lib.images import fit_region, load_image
 from vlscore_lib.models.facts import Defaults
 from vlscore_lib.options import MAPS, EncodingOptions
-from vlscore_lib.prompts import check_prompt
+from vlscore_lib.prompts import MAX_TOKENS, check_prompt
 
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:
@@ -76,12 +76,14 @@ class Model:
         fine_layer: name of the layer whose features tell the object from the background in `refine`.
         other_words: names of things that the model knows, which `p_absent` compares with; COCO's 80
             everyday things if None.
+        context_length: the most tokens of a prompt, start and end tokens included.
     """
 
     family = "cnn"
     stride = 32
     fine_layer: str
     other_words: tuple[str, ...] | None = None
+    context_length = MAX_TOKENS
 
     def __init__(self, name, visual, device, preprocessing: Preprocessing, defaults: Defaults):
         self.name, self.device = name, torch.device(device)
@@ -178,12 +180,12 @@ class Model:
         """Embed N prompts -> (N, D), unit, float32.
 
         Raises:
-            VLScoreError: a prompt is empty, holds a NUL character, is not Unicode or is over 77 tokens.
+            VLScoreError: a prompt is empty, holds a NUL character, is not Unicode or has too many tokens.
         """
         if isinstance(prompts, str):
             raise VLScoreError(f"one text where a list belongs: write [{prompts!r}]")
         for prompt in prompts:
-            check_prompt(prompt, self.count_tokens)
+            check_prompt(prompt, self.count_tokens, self.context_length)
         return unit(self.embed_texts(list(prompts)))
 
     def check_source(self, layer: str | None, maps: str, pca: int | None) -> str:

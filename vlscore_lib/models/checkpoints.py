@@ -1,28 +1,43 @@
-"""Checkpoints in OpenAI CLIP's layout, read without running any code that a file holds."""
+"""Checkpoints of CLIP: from a file's tensors to OpenAI's architecture, in the sizes that they have."""
 
 from __future__ import annotations
 
-import pickle
-import warnings
-import zipfile
-from io import BytesIO
+import sys
+from collections import OrderedDict
+from math import isqrt
 
 import torch
 import torch.nn.functional as F
 
 from vlscore_lib.errors import VLScoreError
-from vlscore_lib.models.facts import SCENES_MODELS, scenes_file
-from vlscore_lib.models.openai_clip import ClipModel, import_clip
-from vlscore_lib.prompts import MAX_TOKENS
+from vlscore_lib.models.clip_config import ClipConfig, find_config
+from vlscore_lib.models.clip_layouts import find_clip_weights
+from vlscore_lib.models.facts import SCENES_MODELS, scenes_file, split_activation
+from vlscore_lib.models.openai_clip import CLIP_MEAN, CLIP_STD, ClipModel, import_clip
+from vlscore_lib.models.tensor_files import read_tensors
+from vlscore_lib.prompts import MAX_TOKENS, VOCABULARY
 from vlscore_lib.scenes import class_names
 
-# What OpenAI's archives hold beside the weights.
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+# Widths of published ViTs whose heads are 64 wide, as all of OpenAI's are, and the widths of other heads.
+USUAL_WIDTHS = (384, 512, 768, 896, 1024)
+OTHER_HEADS = (72, 80, 88, 104, 112)
+LONGEST_CONTEXT = 4096  # tokens; the mask of attention is as wide and as high
+NO_CONFIG = "put its open_clip_config.json or Hugging Face's config.json beside it"
 
 
-def load(path: str, device: str) -> ClipModel:
-    """Load a checkpoint by its path."""
-    return ClipModel(path, load_checkpoint(path), device)
+def load(name: str, device: str) -> ClipModel:
+    """Load a checkpoint by its path, see `load_model`; says on stderr which activation is assumed."""
+    path, activation = split_activation(name)
+    config, clip = find_config(path), load_checkpoint(path, activation)
+    if not activation and not config.activation:
+        print(
+            f"vlscore: {path} does not tell its activation: taken for QuickGELU, as in OpenAI's models;"
+            f" for GELU write {path}:gelu",
+            file=sys.stderr,
+        )
+    mean = tuple(255 * each for each in config.mean) if config.mean else CLIP_MEAN
+    std = tuple(255 * each for each in config.std) if config.std else CLIP_STD
+    return ClipModel(name, clip, device, mean=mean, std=std)
 
 
 def load_scenes_model(name: str, device: str) -> ClipModel:
@@ -30,38 +45,137 @@ def load_scenes_model(name: str, device: str) -> ClipModel:
     return ClipModel(name, load_scenes(name), device, SCENES_MODELS[name], tuple(class_names()))
 
 
-def load_checkpoint(path) -> torch.nn.Module:
+def load_checkpoint(path, activation: str | None = None) -> torch.nn.Module:
     """Build OpenAI's CLIP from a file, without running code that the file holds.
 
     Args:
-        path: a TorchScript archive as OpenAI publishes, or a state dict saved by `torch.save`, read
-            with ``weights_only=True``.
+        path: a TorchScript archive as OpenAI publishes, a state dict as training code saves it, under
+            any key and prefix, a safetensors file, or an index of several; in OpenAI's layout, which
+            open_clip shares, or in that of Hugging Face's CLIPModel.
+        activation: ``"quick_gelu"`` or ``"gelu"``; by default what the configuration beside it says, see
+            `find_config`, else QuickGELU.
 
     Raises:
-        VLScoreError: not such a file, or a pickle with more than tensors in it.
+        VLScoreError: not such a file, one with code in it, weights that are not finite, or heads of a
+            width that nothing tells.
     """
+    config = find_config(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on the pickle's age
-            if is_torchscript(path):
-                state = read_torchscript(path)
-            else:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-        return build_clip(state)
-    except Exception as error:  # the unpicklers and build_model raise nearly any type
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        return build_clip(find_clip_weights(read_tensors(path)), config, activation)
+    except VLScoreError:
+        raise
+    except Exception as error:  # the unpicklers and PyTorch raise nearly any type
+        lines = [line.strip() for line in str(error).splitlines() if not line.startswith("Error(s) in")]
+        reason = lines[0][:160] if lines else type(error).__name__
         raise VLScoreError(
-            f"{path} is no CLIP checkpoint that can be loaded safely ({reason}):"
-            " give OpenAI's .pt file or a state dict of tensors in its layout"
+            f"{path} cannot be loaded safely as a CLIP ({reason}):"
+            " give OpenAI's .pt file, or a whole state dict or safetensors file"
         ) from None
 
 
-def build_clip(state: dict[str, torch.Tensor]) -> torch.nn.Module:
-    """Build OpenAI's CLIP of the sizes that a state dict has, in float32."""
-    state = {key: value.float() for key, value in state.items() if not key.endswith(NOT_WEIGHTS)}
-    model = import_clip().model.build_model(dict(state)).float()
-    model.load_state_dict(state)  # build_model rounds the weights to fp16
+def build_clip(
+    state: dict[str, torch.Tensor], config: ClipConfig | None = None, activation: str | None = None
+) -> torch.nn.Module:
+    """Build OpenAI's CLIP of the sizes that a state dict has, in float32.
+
+    Args:
+        state: in OpenAI's layout.
+        config: what the weights do not tell: by default heads 64 wide and QuickGELU, as OpenAI's.
+        activation: see `load_checkpoint`.
+
+    Raises:
+        ValueError: a weight that is missing, of another shape, or not finite; heads of an unknown width.
+        RuntimeError: the same, from PyTorch.
+    """
+    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    check_finite(state)
+    config = config or ClipConfig()
+    with torch.device("meta"):  # nothing is allocated, whatever sizes a broken file claims
+        model = assemble_clip(state, config)
+        use_activation(model, state, activation or config.activation or "quick_gelu")
+    model.load_state_dict(state, assign=True)
+    mask = model.build_attention_mask()
+    for block in model.transformer.resblocks:
+        block.attn_mask = mask
+    for module in model.modules():
+        if config.epsilon is not None and isinstance(module, torch.nn.LayerNorm):
+            module.eps = config.epsilon
+    return model.eval()
+
+
+def check_finite(state: dict[str, torch.Tensor]) -> None:
+    """Raises ValueError if a tensor holds NaN or infinity, which a training run that diverged leaves."""
+    for name, value in state.items():
+        if not value.isfinite().all():
+            count = value.numel() - int(value.isfinite().sum())
+            raise ValueError(f"{count} of the {value.numel()} values of {name} are not finite")
+
+
+def assemble_clip(state: dict[str, torch.Tensor], config: ClipConfig) -> torch.nn.Module:
+    """OpenAI's modules in the sizes that tensors have, without weights; see `build_clip`."""
+    clip = import_clip().model
+    context, text_width = state["positional_embedding"].shape
+    if context > LONGEST_CONTEXT:
+        raise ValueError(f"it has {context} positions for tokens")
+    if (vocabulary := len(state["token_embedding.weight"])) != VOCABULARY:
+        raise ValueError(f"its vocabulary has {vocabulary} tokens, CLIP's has {VOCABULARY}")
+    embed_dim = state["text_projection"].shape[1]
+    text_heads = config.text_heads or count_heads(text_width, 64, "text")
+    text = (context, vocabulary, text_width, text_heads, count_blocks(state, "transformer.resblocks"))
+    model = clip.CLIP(embed_dim, 32, 1, 64, 32, *text)  # its image encoder is a placeholder
+    stem = state["visual.conv1.weight"]  # (width, 3, p, p) of a ViT, (width / 2, 3, 3, 3) of a CNN
+    if "visual.proj" in state:
+        width, patch = stem.shape[0], stem.shape[-1]
+        side = patch * isqrt(len(state["visual.positional_embedding"]) - 1)
+        heads = count_heads(width, config.head_width or usual_head_width(width), "image")
+        layers = count_blocks(state, "visual.transformer.resblocks")
+        model.visual = clip.VisionTransformer(side, patch, width, layers, heads, embed_dim)
+    else:
+        width = 2 * stem.shape[0]
+        side = 32 * isqrt(len(state["visual.attnpool.positional_embedding"]) - 1)
+        heads = count_heads(32 * width, config.head_width or 64, "image")
+        layers = [count_blocks(state, f"visual.layer{stage}") for stage in (1, 2, 3, 4)]
+        model.visual = clip.ModifiedResNet(layers, embed_dim, heads, side, width)
     return model
+
+
+def count_blocks(state, place):
+    names = [name.removeprefix(f"{place}.") for name in state if name.startswith(f"{place}.")]
+    return len({name.partition(".")[0] for name in names})
+
+
+def count_heads(width, head_width, encoder):
+    if width % head_width:
+        raise ValueError(
+            f"its {encoder} encoder is {width} wide, which is no multiple of {head_width}: {NO_CONFIG}"
+        )
+    return width // head_width
+
+
+def usual_head_width(width: int) -> int:
+    """The width of a ViT's heads by its own, 64.
+
+    Raises:
+        ValueError: published models of such a width have other heads.
+    """
+    other = [each for each in OTHER_HEADS if width % each == 0]
+    if other and width not in USUAL_WIDTHS:
+        raise ValueError(f"the heads of its image encoder may be 64 or {other[0]} wide: {NO_CONFIG}")
+    return 64
+
+
+def use_activation(model: torch.nn.Module, state: dict[str, torch.Tensor], activation: str) -> None:
+    """Give all blocks an activation, and the width between their two layers that the tensors have."""
+    QuickGELU = import_clip().model.QuickGELU
+    for name, block in model.named_modules():
+        if f"{name}.mlp.c_fc.weight" in state:
+            inner, width = state[f"{name}.mlp.c_fc.weight"].shape
+            layers = {
+                "c_fc": torch.nn.Linear(width, inner),
+                "gelu": QuickGELU() if activation == "quick_gelu" else torch.nn.GELU(),
+                "c_proj": torch.nn.Linear(inner, width),
+            }
+            block.mlp = torch.nn.Sequential(OrderedDict(layers))
 
 
 def load_scenes(name: str) -> torch.nn.Module:
@@ -80,69 +194,12 @@ def load_scenes(name: str) -> torch.nn.Module:
     try:
         state = {key: value.float() for key, value in load_file(path).items()}
         words, rows = state["token_embedding.weight"], state.pop("token_ids").long()
-        state["token_embedding.weight"] = torch.zeros(49408, words.shape[1]).index_copy(0, rows, words)
+        state["token_embedding.weight"] = torch.zeros(VOCABULARY, words.shape[1]).index_copy(0, rows, words)
         positions = state["positional_embedding"]
         state["positional_embedding"] = F.pad(positions, (0, 0, 0, MAX_TOKENS - len(positions)))
         return build_clip(state)
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise VLScoreError(
             f"{path} cannot be loaded ({reason}): restore it by git, or run scripts/train_scenes.py"
         ) from None
-
-
-def is_torchscript(path):
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def read_torchscript(path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a TorchScript archive by name, and nothing else of it.
-
-    `torch.jit.load` would run the archive's own code where a module defines ``__setstate__``, and
-    `torch.load` refuses such archives with ``weights_only=True``.
-
-    Raises:
-        pickle.UnpicklingError: the archive refers to anything but tensors and its own classes.
-    """
-    with zipfile.ZipFile(path) as archive:
-        root = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-        module = _TensorsOnly(archive, root.removesuffix("data.pkl")).load()
-    return dict(_named_tensors(module, ""))
-
-
-class _Record:
-    """An object of an archive's own class: its attributes alone."""
-
-
-class _TensorsOnly(pickle.Unpickler):
-    def __init__(self, archive, folder):
-        super().__init__(BytesIO(archive.read(f"{folder}data.pkl")))
-        self.archive, self.folder = archive, folder
-
-    def find_class(self, module, name):
-        if module.startswith("__torch__"):
-            return _Record
-        if module == "torch" and name.endswith("Storage"):
-            return getattr(torch, name).dtype
-        if module == "torch.jit._pickle" and name.startswith("build_"):
-            return list
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda values, offset, size, stride, *_: values.as_strided(size, stride, offset)
-        if (module, name) == ("collections", "OrderedDict"):
-            return dict
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
-
-    def persistent_load(self, reference):
-        _, dtype, key, _, _ = reference
-        return torch.frombuffer(bytearray(self.archive.read(f"{self.folder}data/{key}")), dtype=dtype)
-
-
-def _named_tensors(module, prefix):
-    for name, value in vars(module).items():
-        if isinstance(value, torch.Tensor):
-            yield prefix + name, value
-        elif isinstance(value, _Record):
-            yield from _named_tensors(value, f"{prefix}{name}.")

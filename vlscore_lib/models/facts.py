@@ -46,6 +46,31 @@ CLIP_NAMES = (
 # the report ran (Table 2), of refined maps that of `lite0-minilm` on photos and of `scenes-vit`.
 CLIP_DEFAULTS = {"cnn": Defaults(0.01, 0.60, 0.45), "vit": Defaults(0.01, 0.55, 0.675)}
 
+ACTIVATIONS = ("quick_gelu", "gelu")  # of the blocks of CLIP's encoders
+
+# A folder's files of weights, in the order of preference.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def split_activation(name: str) -> tuple[str, str | None]:
+    """A checkpoint's path, and the activation that ``PATH:gelu`` or ``PATH:quick_gelu`` asks for."""
+    path, _, activation = name.rpartition(":")
+    return (path, activation) if path and activation in ACTIVATIONS else (name, None)
+
+
+def find_weights(path) -> Path | None:
+    """A checkpoint's file: the path itself, or one of `WEIGHT_FILES` in a folder; None if there is none."""
+    path = Path(path)
+    candidates = [path / name for name in WEIGHT_FILES] if path.is_dir() else [path]
+    return next((each for each in candidates if each.is_file()), None)
+
 
 def clip_file(name: str) -> Path:
     """Where the `clip` package keeps the weights of a model."""

@@ -26,22 +26,33 @@ def import_clip():
 class ClipModel(Model):
     """OpenAI's CLIP, with a ModifiedResNet or a ViT as its image encoder (Radford et al. 2021)."""
 
-    def __init__(self, name, clip_model, device, defaults: Defaults | None = None, other_words=None):
+    def __init__(
+        self,
+        name,
+        clip_model,
+        device,
+        defaults: Defaults | None = None,
+        other_words=None,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+    ):
         self.clip = clip_model.float().eval().requires_grad_(False).to(device)
+        self.context_length = clip_model.context_length
         visual, self.other_words = clip_model.visual, other_words
         if hasattr(visual, "transformer"):
             self.family, self.stride = "vit", visual.conv1.stride[0]
             self.fine_layer = str((len(visual.transformer.resblocks) - 1) // 2)  # the middle block
         else:
             self.family, self.fine_layer = "cnn", "layer2"
-        preprocessing = Preprocessing(visual.input_resolution, CLIP_MEAN, CLIP_STD)
+        preprocessing = Preprocessing(visual.input_resolution, mean, std)
         super().__init__(name, visual, device, preprocessing, defaults or CLIP_DEFAULTS[self.family])
 
     def count_tokens(self, prompt):
         return len(import_clip().clip._tokenizer.encode(prompt)) + 2  # start and end tokens
 
     def embed_texts(self, prompts):
-        return self.clip.encode_text(import_clip().tokenize(prompts).to(self.device))
+        tokens = import_clip().tokenize(prompts, self.context_length)
+        return self.clip.encode_text(tokens.to(self.device))
 
     def unknown_words(self, prompt):
         known = self.clip.token_embedding.weight.any(1)  # an embedding of 0 is one that was left out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +18,9 @@ from vlscore_lib.models.facts import (
     SCENES_MODELS,
     Defaults,
     clip_file,
+    find_weights,
     scenes_file,
+    split_activation,
 )
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def load_model(name: str = "auto", device: str | None = None) -> Model:
         name: ``"auto"`` (CLIP RN50 if its weights are in the cache, else ``lite0-minilm``; said on
             stderr), ``"lite0-minilm"``, ``"scenes-rn"`` or ``"scenes-vit"`` (know drawn scenes only),
             one of OpenAI's names (``"RN50"``, ``"ViT-B/16"``, …, downloaded once by the `clip`
-            package), or the path of a checkpoint in OpenAI's layout.
+            package), or the path of a checkpoint in OpenAI's or Hugging Face's layout, or of a folder
+            with one, see `load_checkpoint`; ``PATH:gelu`` for one trained with GELU, not QuickGELU.
         device: a PyTorch device; CUDA where there is one, else the CPU.
 
     Raises:
@@ -87,7 +89,7 @@ def load_model(name: str = "auto", device: str | None = None) -> Model:
         return load_automatic(device)
     if family := find_family(name):
         return load_by(family.module, family.loader, name, device)
-    if os.path.isfile(name):
+    if name and find_weights(split_activation(name)[0]):
         return load_by("checkpoints", "load", name, device)
     known = ", ".join(name for family in FAMILIES for name in family.models)
     raise VLScoreError(f"unknown model {name!r}: choose {known} or the path of a checkpoint")
