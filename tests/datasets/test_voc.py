@@ -70,7 +70,7 @@ def test_what_is_no_annotation_is_told_in_a_line_with_the_path(annotation, name)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("field", ["folder", "filename", "size", "width", "height", "name", "bndbox", "ymax"])
+@pytest.mark.parametrize("field", ["name", "bndbox", "xmin", "ymax", "annotation"])
 def test_a_missing_field_is_told(annotation, field):
     path = annotation(ANNOTATION.replace(f"<{field}>", "<other>").replace(f"</{field}>", "</other>"))
     with pytest.raises(vlscore.VLScoreError, match="is no VOC annotation"):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
-from vlscore_lib.datasets.voc import ListedPhoto, hand_boxed_photos
+from vlscore_lib.datasets.voc import ListedPhoto, hand_boxed_photos, list_files
 from vlscore_lib.errors import VLScoreError
 from vlscore_lib.prompts import imagenet_classes
 
@@ -57,13 +58,13 @@ def list_layouts(root: Path) -> list[str]:
         "wsolevaluation": find_metadata_folder(root) is not None,
         "torchvision": any(list_photos(folder) for folder in list_wnid_folders(val)),
         "official": val != root and bool(list_photos(val)),
-        "hand-boxed": any(root.glob("*.xml")),
+        "hand-boxed": bool(list_files(root, (".xml",))),
     }
     return [layout for layout, is_there in signs.items() if is_there]
 
 
 def list_photos(folder):
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_ENDINGS)
+    return list_files(folder, PHOTO_ENDINGS)
 
 
 def list_wnid_folders(folder):
@@ -122,10 +123,12 @@ def read_wsolevaluation(root, boxes):
     """The metadata of Choe et al. 2020: boxes with their last pixel, and classes by index."""
     metadata = find_metadata_folder(root)
     labels = {name: index for name, index in read_rows(metadata / "class_labels.txt", 2, int)}
-    sizes, found = {}, {name: [] for name in labels}
+    sizes = {}
     if (metadata / "image_sizes.txt").is_file():
         sizes = {name: (w, h) for name, w, h in read_rows(metadata / "image_sizes.txt", 3, int)}
-    wnids = list(read_own_classes(root) or imagenet_classes())
+    labels = {name: index for name, index in labels.items() if not is_hidden(name)}
+    wnids = list(read_own_classes(root) or find_imagenet_classes(labels, metadata, root))
+    found = {name: [] for name in labels}
     for name, index in labels.items():
         if not 0 <= index < len(wnids):
             raise VLScoreError(
@@ -135,6 +138,8 @@ def read_wsolevaluation(root, boxes):
         if min(size) < 1:
             raise VLScoreError(f"{metadata / 'image_sizes.txt'} gives {name} the size {size}: fix it")
     for name, x0, y0, x1, y1 in read_rows(metadata / "localization.txt", 5, float):
+        if is_hidden(name):
+            continue
         if name not in labels:
             raise VLScoreError(f"{metadata / 'class_labels.txt'} has no class of {name}: add it")
         found[name].append((wnids[labels[name]], (x0, y0, x1 + 1, y1 + 1)))
@@ -148,6 +153,29 @@ def read_wsolevaluation(root, boxes):
         ListedPhoto(base / name, wnids[labels[name]], None, objects, sizes.get(name))
         for name, objects in found.items()
     ]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a listed file begins with a dot, as those do that macOS leaves on foreign disks."""
+    return Path(name).name.startswith(".")
+
+
+def find_imagenet_classes(labels: dict[str, int], metadata: Path, root: Path) -> list[str]:
+    """ImageNet's classes by index, if the photos are ImageNet's by the names of their files or folders.
+
+    Raises:
+        VLScoreError: they are not, so that nothing tells what the indices mean.
+    """
+    wnids = list(imagenet_classes())
+    for name, index in labels.items():
+        told = re.findall(r"(?:^|/)(n\d{8})(?=[/_])", name)
+        is_validation = re.search(r"(?:^|/)ILSVRC\d{4}_(?:val|test|train)_", name)
+        if not is_validation and (not told or not 0 <= index < len(wnids) or wnids[index] not in told):
+            raise VLScoreError(
+                f"{metadata / 'class_labels.txt'} has classes that are not ImageNet's ({name} is {index}):"
+                f" put {root / CLASS_LIST}, a line 'id name, name' for each class in their order"
+            )
+    return wnids
 
 
 def read_hand_boxed(root, boxes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from vlscore_lib.datasets.imagenet import (
     list_layouts,
     read_own_classes,
 )
-from vlscore_lib.datasets.voc import AnnotatedPhoto, annotate, read_voc
+from vlscore_lib.datasets.voc import AnnotatedPhoto, ListedPhoto, annotate, read_voc
 from vlscore_lib.errors import MissingPackageError, VLScoreError, check_at_least
 from vlscore_lib.prompts import imagenet_classes, imagenet_label
 
@@ -36,16 +37,18 @@ class Dataset:
         photos: by name.
         classes: class -> its names, in the order of the classes.
         bad: a line for each photo left out, which says why.
+        skips_bad: whether a photo that cannot be read later, in a run, is left out as well.
     """
 
     layout: str
     photos: list[AnnotatedPhoto]
     classes: dict[str, list[str]]
     bad: list[str]
+    skips_bad: bool = False
 
     def checksum(self) -> str:
         """SHA-256 over photos, sizes, labels and boxes, the same in every layout."""
-        facts = [(photo.name, photo.size, photo.label, photo.boxes) for photo in self.photos]
+        facts = [(photo.path.stem, photo.size, photo.label, photo.boxes) for photo in self.photos]
         return sha256(json.dumps([facts, self.classes]).encode()).hexdigest()
 
 
@@ -91,12 +94,8 @@ def read_dataset(
         raise VLScoreError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
     elif layout not in list_layouts(root):
         raise VLScoreError(f"{root} is not laid out as {layout} ({LAYOUTS[layout]}): choose another")
-    listed = {}
-    for each in READERS[layout](root, Path(boxes) if boxes else None):
-        if each.path.stem in listed:
-            raise VLScoreError(f"{root} has two photos named {each.path.stem}: take one out")
-        listed[each.path.stem] = each
-    chosen = choose_photos(sorted(listed), limit, first, ids, sample, seed, blacklist)
+    listed = name_photos(root, list(READERS[layout](root, Path(boxes) if boxes else None)))
+    chosen = choose_photos(list(listed), limit, first, ids, sample, seed, blacklist)
     if not chosen:
         raise VLScoreError(f"{root} has no photo to take: choose others")
     photos, bad = check_photos(add_known_labels([listed[name] for name in chosen]), progress)
@@ -107,7 +106,23 @@ def read_dataset(
         )
     if not photos:
         raise VLScoreError(f"{root} has no photo that can be used: {bad[0]}")
-    return Dataset(layout, photos, choose_classes(root, photos, names), bad)
+    return Dataset(layout, photos, choose_classes(root, photos, names), bad, skip_bad)
+
+
+def name_photos(root, listed) -> dict[str, ListedPhoto]:
+    """Photos by what identifies them, in the order of their files' names.
+
+    That is the file's name without its ending, which is the same in every layout; in a data set where
+    such names repeat, it is the path in the folder that all photos are in, for every photo.
+    """
+    listed = sorted(listed, key=lambda each: (each.path.stem, each.path))
+    names = [each.path.stem for each in listed]
+    if len(set(names)) < len(names):
+        common = os.path.commonpath([each.path.parent for each in listed])
+        names = [each.path.relative_to(common).with_suffix("").as_posix() for each in listed]
+    if repeated := [name for name, times in Counter(names).items() if times > 1]:
+        raise VLScoreError(f"{root} has two photos named {repeated[0]}: take one out")
+    return {name: each._replace(place=name) for name, each in zip(names, listed)}
 
 
 def choose_photos(names, limit, first, ids, sample, seed, blacklist):
@@ -117,12 +132,12 @@ def choose_photos(names, limit, first, ids, sample, seed, blacklist):
     check_at_least(0, seed, "--seed")
     chosen = names[:first]
     if ids is not None:
-        wanted = read_names(ids)
-        if unknown := sorted(wanted - set(names)):
+        wanted, unknown = find_names(ids, names)
+        if unknown:
             raise VLScoreError(f"{ids} names {unknown[0]}, which is not there: take it out")
         chosen = [name for name in chosen if name in wanted]
     if blacklist is not None:
-        left_out = read_names(blacklist)
+        left_out, _ = find_names(blacklist, names)
         chosen = [name for name in chosen if name not in left_out]
     if sample is not None:
         rows = np.random.default_rng(seed).permutation(len(chosen))[:sample]
@@ -130,23 +145,44 @@ def choose_photos(names, limit, first, ids, sample, seed, blacklist):
     return chosen[:limit]
 
 
-def read_names(path):
+def find_names(path, names) -> tuple[set[str], list[str]]:
+    """The photos that a list names, and what it names beside them.
+
+    Raises:
+        VLScoreError: no such list, or a name that several photos have.
+    """
+    places = {}  # by a name, and by each end of a path
+    for name in names:
+        parts = Path(name).parts
+        for start in range(len(parts)):
+            places.setdefault(parts[start:], []).append(name)
+    found, unknown = set(), []
+    for word in sorted(read_names(path)):
+        parts = strip_ending(Path(word)).parts
+        tails = (parts[start:] for start in range(len(parts)))  # a list may tell more folders, or fewer
+        matches = next((places[tail] for tail in tails if tail in places), [])
+        if len(matches) > 1:
+            raise VLScoreError(f"{path} names {word}, as {len(matches)} photos are: write its folder too")
+        found.update(matches)
+        unknown += [] if matches else [word]
+    return found, unknown
+
+
+def read_names(path) -> set[str]:
     """The names in a list, one a line; a bare number is that of an ImageNet validation photo."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise VLScoreError(f"{path} cannot be read ({error}): give a list of photos, one a line") from None
-    words = [Path(line.split()[0]) for line in lines if line.strip()]
-    if long := next((each.name for each in words if len(each.name) > 255), None):
+    words = [line.split()[0] for line in lines if line.strip()]
+    if long := next((each for each in words if len(Path(each).name) > 255), None):
         raise VLScoreError(f"{path} names {long[:40]}…, which is no photo: take it out")
-    return {
-        f"ILSVRC2012_val_{int(each.name):08}" if each.name.isdecimal() else strip_ending(each)
-        for each in words
-    }
+    return {f"ILSVRC2012_val_{int(each):08}" if each.isdecimal() else each for each in words}
 
 
-def strip_ending(path):
-    return path.stem if path.suffix.lower() in PHOTO_ENDINGS else path.name
+def strip_ending(path: Path) -> Path:
+    """A photo's path without its ending."""
+    return path.with_suffix("") if path.suffix.lower() in PHOTO_ENDINGS else path
 
 
 def add_known_labels(listed):

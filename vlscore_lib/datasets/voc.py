@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from vlscore_lib.errors import VLScoreError, import_extra
+from vlscore_lib.errors import MissingPackageError, VLScoreError, import_extra
 
 
 @dataclass(frozen=True)
@@ -21,17 +22,21 @@ class AnnotatedPhoto:
         label: the photo's class.
         objects: (class, box) of each; (x0, y0, x1, y1) in pixels of the upright image, half-open.
         size: (W, H) of the upright image.
+        place: what identifies the photo in its data set, see `read_dataset`; its file's name if empty.
+        is_square_copy: whether the photo is a square copy of one that is not, see `find_frame`.
     """
 
     path: Path
     label: str
     objects: list[tuple[str, tuple[float, float, float, float]]]
     size: tuple[int, int]
+    place: str = ""
+    is_square_copy: bool = False
 
     @property
     def name(self) -> str:
-        """The file's name without its ending: the photo's, however the data set is laid out."""
-        return self.path.stem
+        """What identifies the photo in its data set, and in records of an evaluation."""
+        return self.place or self.path.stem
 
     @property
     def boxes(self):
@@ -49,6 +54,7 @@ class ListedPhoto(NamedTuple):
     Attributes:
         objects: (class, box) of each where no XML tells them.
         size: (W, H) that these boxes are in, if not the file's own.
+        place: see `AnnotatedPhoto`.
     """
 
     path: Path
@@ -56,6 +62,7 @@ class ListedPhoto(NamedTuple):
     xml: Path | None
     objects: list | None = None
     size: tuple[int, int] | None = None
+    place: str = ""
 
 
 def annotate(listed) -> AnnotatedPhoto:
@@ -67,7 +74,7 @@ def annotate(listed) -> AnnotatedPhoto:
     """
     path = listed.path
     stored, turned = read_stored_size(path)
-    source, size, objects = listed.xml, listed.size or stored, listed.objects
+    source, size, objects = listed.xml, listed.size, listed.objects
     if source is not None:
         _, size, objects = read_voc(source)
     elif objects is None:
@@ -77,24 +84,60 @@ def annotate(listed) -> AnnotatedPhoto:
     label = listed.label or objects[0][0]
     if label not in (labels := {label for label, _ in objects}):
         raise VLScoreError(f"{source or path} tells of {', '.join(sorted(labels))}, the photo is of {label}")
-    (W, H), upright = size, turned(stored)
-    # An annotation may be of the stored or of the upright photo: the shape tells, else it is the stored.
-    is_upright = upright != stored and abs(W / H - upright[0] / upright[1]) < abs(
-        W / H - stored[0] / stored[1]
-    )
+    boxes, upright = [box for _, box in objects], turned(stored)
+    frame = find_frame(size, stored, upright, boxes)
+    if frame is None:
+        raise VLScoreError(
+            f"{source or path} tells of {size[0]}×{size[1]} pixels, the photo {path} has"
+            f" {upright[0]}×{upright[1]}: annotate it again, or replace it"
+        )
+    (W, H), (w, h) = size or frame, frame
     placed = []
     for each, (x0, y0, x1, y1) in objects:
-        near = x0 >= -1 and x1 <= W + 1 and y0 >= -1 and y1 <= H + 1  # ImageNet has boxes one pixel too far
         inside = max(x0, 0), max(y0, 0), min(x1, W), min(y1, H)
-        if not (near and inside[0] < inside[2] and inside[1] < inside[3]):
+        if not (is_near((x0, y0, x1, y1), (W, H)) and inside[0] < inside[2] and inside[1] < inside[3]):
             raise VLScoreError(
                 f"{source or path} has a box outside of the image, {x0:g} {y0:g} {x1:g} {y1:g}"
             )
         x0, y0, x1, y1 = inside
-        w, h = upright if is_upright else stored
         box = (x0 * w / W, y0 * h / H, x1 * w / W, y1 * h / H)
-        placed.append((each, box if is_upright else turned(stored, box)))
-    return AnnotatedPhoto(path, label, placed, upright)
+        placed.append((each, box if frame != stored else turned(stored, box)))
+    is_square_copy = w == h and not is_resized((W, H), frame)
+    return AnnotatedPhoto(path, label, placed, upright, listed.place, is_square_copy)
+
+
+def find_frame(size, stored, upright, boxes) -> tuple[int, int] | None:
+    """Which size of a photo its annotation tells of: as the file stores it, or upright.
+
+    A photo may be a smaller copy of the one that was annotated, or a square copy of one that is not
+    square, whose sides are scaled each by its own factor, as data sets prepared for training have them.
+
+    Args:
+        size: (W, H) of the annotation; None where it tells none.
+        stored, upright: (W, H) of the photo.
+        boxes: of the annotation.
+
+    Returns:
+        `stored` or `upright`; None if the size is of another photo.
+    """
+    if size is None:
+        fits_stored = all(is_near(box, stored) for box in boxes)
+        return stored if fits_stored or not all(is_near(box, upright) for box in boxes) else upright
+    frames = [frame for frame in (stored, upright) if is_resized(size, frame)]
+    if frames:  # of a photo that is nearly square, the one that is nearer
+        return min(frames, key=lambda frame: abs(size[0] * frame[1] - size[1] * frame[0]))
+    return stored if stored[0] == stored[1] else None
+
+
+def is_resized(size, other) -> bool:
+    """Whether an image of one size is a copy of the other, its sides rounded to pixels."""
+    (W, H), (w, h) = sorted((size, other), reverse=True)  # w × h is the copy
+    return max((w - 1) / W, (h - 1) / H) <= min((w + 1) / W, (h + 1) / H)
+
+
+def is_near(box, size) -> bool:
+    """Whether a box lies in an image, or a pixel outside, as some of ImageNet's do."""
+    return box[0] >= -1 and box[1] >= -1 and box[2] <= size[0] + 1 and box[3] <= size[1] + 1
 
 
 def read_stored_size(path):
@@ -127,44 +170,104 @@ def read_stored_size(path):
     return stored, turned
 
 
-def read_voc(path) -> tuple[str, tuple[int, int], list[tuple[str, tuple[int, int, int, int]]]]:
+def read_voc(path) -> tuple[str, tuple[int, int] | None, list[tuple[str, tuple[float, ...]]]]:
     """Read a VOC XML with ImageNet's convention: 0-based coordinates, the last pixel included.
 
+    Tools write it in dialects: with fractions of pixels, padded names, polygons beside or in place of
+    boxes, parts of objects, which are not objects, and no file's name or size.
+
     Returns:
-        The image's folder/filename, its (W, H), and (label, half-open box) for each object.
+        The image's folder/filename, as far as it has them, its (W, H) or None, and (label, half-open
+        box) for each object.
 
     Raises:
         VLScoreError: not such a file.
     """
-    parse = import_extra("defusedxml.ElementTree", "evaluation").parse
     try:
         if os.path.getsize(path) > 1e6:
             raise ValueError("it is larger than a megabyte")
-        root = parse(path).getroot()
-        file = f"{read_field(root, 'folder')}/{read_field(root, 'filename')}"
-        size = read_whole_number(root, "size/width"), read_whole_number(root, "size/height")
-        if min(size) < 1:
+        root = parse_xml(Path(path).read_bytes())
+        if root.tag != "annotation":
+            raise ValueError(f"it holds {root.tag[:40]}")
+        fields = (root.findtext("folder"), root.findtext("filename"))
+        file = "/".join(text.strip() for text in fields if text and text.strip())
+        size = tuple(round(read_number(root, f"size/{side}", 0)) for side in ("width", "height"))
+        if min(size) < 0:
             raise ValueError(f"its size is {size[0]}×{size[1]}")
-        objects = []
-        for each in root.iter("object"):
-            corners = (read_whole_number(each, f"bndbox/{k}") for k in ("xmin", "ymin", "xmax", "ymax"))
-            x0, y0, x1, y1 = corners
-            objects.append((read_field(each, "name"), (x0, y0, x1 + 1, y1 + 1)))
+        objects = [(read_field(each, "name"), read_box(each)) for each in root.iter("object")]
+    except MissingPackageError:
+        raise
     except Exception as error:  # parsers, defusedxml's refusals, missing or odd fields
         raise VLScoreError(f"{path} is no VOC annotation ({error}): fix or replace it") from None
-    return file, size, objects
+    return file, size if min(size) > 0 else None, objects
+
+
+def parse_xml(content: bytes):
+    """Parse XML of any encoding, also of one that its first line names wrongly."""
+    parse = import_extra("defusedxml.ElementTree", "evaluation").fromstring
+    refusal = import_extra("defusedxml", "evaluation").DefusedXmlException
+    try:
+        return parse(content)
+    except refusal:
+        raise
+    except (
+        LookupError,
+        ValueError,
+        SyntaxError,
+    ):  # an encoding of several bytes, or one that is named wrongly
+        declared = re.match(rb"""[^<]*<\?xml[^>]*encoding=["']([\w.-]+)""", content)
+        for encoding in (declared[1].decode() if declared else "utf-8", "utf-8-sig"):
+            with suppress(LookupError, UnicodeDecodeError, SyntaxError):
+                return parse(drop_declaration(content.decode(encoding)))
+    # A path or a title in another encoding spoils nothing that is read.
+    return parse(drop_declaration(content.decode("utf-8-sig", errors="replace")))
+
+
+def drop_declaration(text: str) -> str:
+    """XML without its first line, which names the encoding."""
+    return re.sub(r"^[^<]*<\?xml.*?\?>", "", text, flags=re.DOTALL)
+
+
+def read_box(element) -> tuple[float, ...]:
+    """The half-open box of an object: its own, or the one around its polygon."""
+    if element.find("bndbox") is None and (polygon := element.find("polygon")) is not None:
+        points = [
+            (each.tag[0], parse_number(each.text, each.tag)) for each in polygon.iter() if len(each) == 0
+        ]
+        xs, ys = ([value for axis, value in points if axis == each] for each in "xy")
+        if not xs or not ys:
+            raise ValueError("it has a polygon without corners")
+        return min(xs), min(ys), max(xs) + 1, max(ys) + 1
+    x0, y0, x1, y1 = (read_number(element, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax"))
+    return x0, y0, x1 + 1, y1 + 1
 
 
 def read_field(element, path):
-    if not (text := element.findtext(path)):
+    if not (text := (element.findtext(path) or "").strip()):
         raise ValueError(f"it has no {path}")
+    if "\ufffd" in text:
+        raise ValueError(f"its {path} is in an encoding that nothing tells")
     return text
 
 
-def read_whole_number(element, path):
-    if len(text := read_field(element, path)) > 9:
-        raise ValueError(f"its {path} has {len(text)} digits")
-    return int(text)
+def read_number(element, path, default=None) -> int | float:
+    """A number in pixels; an int where it is whole."""
+    if default is not None and not (element.findtext(path) or "").strip():
+        return default
+    return parse_number(read_field(element, path), path)
+
+
+def parse_number(text, name):
+    value = float(text)
+    if not -1e9 < value < 1e9:
+        raise ValueError(f"its {name} is {text[:20]}")
+    return int(value) if value.is_integer() else value
+
+
+def list_files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Files of a folder by their endings; those that begin with a dot belong to the system."""
+    files = (path for path in folder.iterdir() if path.suffix.lower() in endings)
+    return sorted(path for path in files if not path.name.startswith("."))
 
 
 def hand_boxed_photos(folder) -> dict[str, AnnotatedPhoto]:
@@ -181,12 +284,14 @@ def hand_boxed_photos(folder) -> dict[str, AnnotatedPhoto]:
         VLScoreError: no annotations there, or a package that is not installed.
     """
     photos = {}
-    for xml in sorted(Path(folder).glob("*.xml")):
+    for xml in list_files(Path(folder), (".xml",)):
         file, size, objects = read_voc(xml)
         package, _, inside = file.partition("/")
         if not package.isidentifier() or ".." in Path(inside).parts or Path(inside).is_absolute():
             raise VLScoreError(f"{xml} names {file}, which is no photo of a package: fix it")
         path = find_package_folder(package, xml) / inside
+        if size is None:
+            raise VLScoreError(f"{xml} does not tell the size of its photo: add it")
         photos[xml.stem] = AnnotatedPhoto(path, objects[0][0] if objects else "", objects, size)
     if not photos:
         raise VLScoreError(f"{folder} holds no XML files: give the folder data/photos")
