@@ -451,15 +451,19 @@ def evaluate(
     todo = {number: shard for number, shard in enumerate(run.shards) if number not in done}
     if todo:
         texts = class_embeddings(model, dataset, protocol)
-        context = EvaluationContext(model.name, protocol, list(dataset.classes), texts)
+        skips_bad = dataset.skips_bad
+        context = EvaluationContext(model.name, protocol, list(dataset.classes), texts, skips_bad)
         if client is None:
-            measured = measure_here(partial(measure_shard, model, context), todo)
+            measured = measure_here(partial(measure_shard, model, context), todo, skips_bad)
         else:
             measured = measure_by_dask(client, measure_on_worker, context, todo)
-        for number, records in measured:
-            done[number] = run.keep(number, pandas.DataFrame(records))
-            progress(len(records))
-    records = pandas.concat([done[number] for number in sorted(done)], ignore_index=True)
+        for number, records, left_out in measured:
+            done[number] = run.keep(number, pandas.DataFrame(records), left_out)
+            progress(len(records) + len(left_out))
+    parts = [done[number] for number in sorted(done) if len(done[number])]
+    if not parts:
+        raise VLScoreError(f"no photo could be measured: {run.list_left_out()[0]}")
+    records = pandas.concat(parts, ignore_index=True)
     run.finish(records)
     return records
 
@@ -472,14 +476,18 @@ def class_embeddings(model: Model, dataset: Dataset, protocol: Protocol) -> torc
 
 def measure_shard(model: Model, context: EvaluationContext, shard, images) -> list[dict]:
     """Measure the photos of one of `Run.shards`, whose masked images share batches -> a record for each."""
+    if not shard:
+        return []
     encodings = encode_images(model, images, context.protocol)
     read = zip(shard, images, encodings)
     return [measure(model, *photo, image, encoding, context) for photo, image, encoding in read]
 
 
-def measure_on_worker(context: EvaluationContext, shard) -> list[dict]:
-    """What a Dask worker runs: `measure_shard`, with the model that it loaded once."""
-    return measure_shard(load_worker_model(context.model), context, shard, read_shard_images(shard))
+def measure_on_worker(context: EvaluationContext, shard) -> tuple[list[dict], dict[str, str]]:
+    """What a Dask worker runs: `measure_shard`, with the model that it loaded once; and photos left out."""
+    read = read_shard_images(shard, context.skips_bad)
+    model = load_worker_model(context.model)
+    return measure_shard(model, context, read.photos, read.images), read.left_out
 
 
 @lru_cache(1)

@@ -19,7 +19,7 @@ from vlscore_lib import __version__
 from vlscore_lib.datasets.imagenet import LAYOUTS
 from vlscore_lib.errors import VLScoreError, check_keep, check_temperature, check_threshold, import_extra
 from vlscore_lib.evaluation.protocol import Protocol
-from vlscore_lib.files import read_json, write_whole
+from vlscore_lib.files import drop_nan, read_json, write_whole
 from vlscore_lib.models.registry import FAMILIES
 from vlscore_lib.options import FITS, MAPS, PRECISIONS, EncodingOptions
 
@@ -204,7 +204,7 @@ def run_localize(options) -> None:
         title = f"{Path(options.image).name}: {encoding.model}, {encoding.layer}, {len(encoding.maps)} maps"
         write_picture(options.out, vlscore.draw_localizations(image, found, encoding, title))
     facts = vlscore.as_facts(options.image, image.size, model.name, found)
-    print(json.dumps(facts) if options.json else vlscore.as_text(found))
+    print(json.dumps(drop_nan(facts)) if options.json else vlscore.as_text(found))
 
 
 def run_evaluate(options) -> None:
@@ -215,6 +215,8 @@ def run_evaluate(options) -> None:
     dataset = vlscore.read_dataset(options.root, **dataset_options(options), progress=show_checking)
     for line in dataset.bad:
         print(f"vlscore: left out: {line}", file=sys.stderr)
+    if copies := sum(photo.is_square_copy for photo in dataset.photos):
+        print(f"{options.root}: {copies} photos are square copies, their boxes are scaled by side")
     count = f"{len(dataset.photos)} photos of {len({photo.label for photo in dataset.photos})} classes"
     print(f"{options.root}: {count}, layout {dataset.layout} ({LAYOUTS[dataset.layout]})", flush=True)
     model = vlscore.load_model(options.model)
@@ -233,7 +235,7 @@ def run_compare(options) -> None:
 
     found = vlscore.compare(vlscore.read_run(options.first), vlscore.read_run(options.second))
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(drop_nan(found)))
         return
     print(f"{'percent':14} {'first':>7} {'second':>7} {'difference':>26} {'p':>8}")
     for metric, each in found.items():
@@ -387,10 +389,7 @@ def start_cluster(options):
         return
     if options.workers is not None and (options.scheduler is not None or options.workers < 1):
         raise VLScoreError(f"--workers is {options.workers}: give 1 or more, and no --scheduler beside it")
-    dask, distributed = import_extra("dask", "evaluation"), import_extra("distributed", "evaluation")
-
-    # A lost worker is no fault of the parts in its hands.
-    dask.config.set({"distributed.scheduler.allowed-failures": 100})
+    distributed = import_extra("distributed", "evaluation")
     with ExitStack() as stack:
         try:
             place = options.scheduler

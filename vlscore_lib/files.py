@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from math import isfinite
 from pathlib import Path
 
 from vlscore_lib.errors import VLScoreError
@@ -47,5 +48,14 @@ def read_json(path):
 
 
 def to_json(facts) -> bytes:
-    """Facts as the content of a JSON file."""
-    return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
+    """Facts as the content of a JSON file; a number that is not finite, which JSON has not, is null."""
+    return (json.dumps(drop_nan(facts), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def drop_nan(facts):
+    """Facts with None in the place of each number that is not finite."""
+    if isinstance(facts, dict):
+        return {key: drop_nan(value) for key, value in facts.items()}
+    if isinstance(facts, list | tuple):
+        return [drop_nan(value) for value in facts]
+    return None if isinstance(facts, float) and not isfinite(facts) else facts

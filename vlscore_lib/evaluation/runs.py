@@ -30,7 +30,7 @@ class Run:
         numbered = [(photo, n < protocol.slow_baselines) for n, photo in enumerate(dataset.photos)]
         size = max(8, -(-len(numbered) // 1000))  # no more than 1,000 shards
         self.shards = [numbered[start : start + size] for start in range(0, len(numbered), size)]
-        self.model = model
+        self.model, self.left_out = model, {}  # number -> photos of a shard that could not be measured
 
     def shard_file(self, number: int) -> Path:
         """Where a shard's records are kept."""
@@ -60,10 +60,14 @@ class Run:
             stray.unlink()
         done = {}
         for number, shard in enumerate(self.shards):
+            left_out = read_left_out(self.left_out_file(number))
+            expected = [photo.name for photo, _ in shard if photo.name not in left_out]
             if self.shard_file(number).exists():
-                done[number] = read_shard(self.shard_file(number))
-                if list(done[number]["image"]) != [photo.name for photo, _ in shard]:
+                done[number], self.left_out[number] = read_shard(self.shard_file(number)), left_out
+                if list(done[number]["image"]) != expected:
                     raise VLScoreError(f"{self.shard_file(number)} has other photos: remove it")
+            elif not expected:
+                done[number], self.left_out[number] = (), left_out
         return done
 
     def parameters(self) -> dict:
@@ -87,9 +91,22 @@ class Run:
                     " give the same, or choose another folder"
                 )
 
-    def keep(self, number: int, records):
+    def left_out_file(self, number: int) -> Path:
+        """Where the photos of a shard are listed that could not be measured."""
+        return self.out / f"part-{number:05}.json"
+
+    def list_left_out(self) -> list[str]:
+        """A line for each photo that could not be measured, in the order of the photos."""
+        return [line for _, left_out in sorted(self.left_out.items()) for line in left_out.values()]
+
+    def keep(self, number: int, records, left_out: dict[str, str]):
         """Write a shard, and read it back, so that a resumed run computes on the same."""
+        self.left_out[number] = left_out
         if self.out is None:
+            return records
+        if left_out:  # first, since a shard whose records are there counts as measured
+            write_whole(self.left_out_file(number), to_json(left_out))
+        if not len(records):
             return records
         content = BytesIO()
         records.to_parquet(content, index=False, write_page_checksum=True)
@@ -100,8 +117,17 @@ class Run:
         """Write the summary."""
         if self.out is not None:
             facts = summarize(records, self.protocol)
-            facts |= {"model": self.model.name, "skipped": self.dataset.bad}
+            facts |= {
+                "model": self.model.name,
+                "square_copies": sum(photo.is_square_copy for photo in self.dataset.photos),
+                "skipped": self.dataset.bad + self.list_left_out(),
+            }
             write_whole(self.out / "summary.json", to_json(facts))
+
+
+def read_left_out(path: Path) -> dict[str, str]:
+    """The photos of a shard that could not be measured: name -> a line that says why."""
+    return read_json(path) if path.exists() else {}
 
 
 def read_shard(path):
@@ -144,7 +170,8 @@ def read_run(out) -> tuple[dict, object]:
     out = Path(out)
     parameters = read_parameters(out)
     shards = [read_shard(path) for path in sorted(out.glob("part-*.parquet"))]
-    if sum(map(len, shards)) != parameters["images"]:
+    left_out = [read_left_out(path) for path in out.glob("part-*.json")]
+    if sum(map(len, [*shards, *left_out])) != parameters["images"]:
         raise VLScoreError(f"{out} holds a run that was stopped: finish it by vlscore evaluate --resume")
     return parameters, pandas.concat(shards, ignore_index=True)
 

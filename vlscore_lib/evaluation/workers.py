@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -13,67 +16,182 @@ from vlscore_lib.errors import VLScoreError
 from vlscore_lib.evaluation.protocol import Protocol
 from vlscore_lib.images import load_image
 
+TRIES = 3  # of a shard, each of which ends when as many workers died of it as Dask allows, by default 4
+PATIENCE = 5  # seconds without a result, after which the number of workers is looked at
+
 
 class EvaluationContext(NamedTuple):
-    """What a process needs beside the photos: the model by name, the protocol, the classes' embeddings."""
+    """What a process needs beside the photos.
+
+    Attributes:
+        model: its name.
+        protocol: what is measured.
+        labels, texts: the classes, and their embeddings (N, D).
+        skips_bad: whether a photo that cannot be read is left out.
+    """
 
     model: str
     protocol: Protocol
     labels: list[str]
-    texts: torch.Tensor  # (N, D)
+    texts: torch.Tensor
+    skips_bad: bool = False
 
 
-def read_shard_images(shard) -> list[Image.Image]:
-    """Read and decode the photos of one of `Run.shards`."""
-    return [load_image(photo.path) for photo, _ in shard]
+class ReadShard(NamedTuple):
+    """A shard whose photos were read.
+
+    Attributes:
+        photos: those of `Run.shards` that could be read.
+        images: of each.
+        left_out: name -> a line that says why, of each other photo.
+    """
+
+    photos: list
+    images: list[Image.Image]
+    left_out: dict[str, str]
 
 
-def measure_here(measure_shard, todo: dict):
-    """Measure shard after shard in this process -> (number, records) of each.
+def read_shard_images(shard, skips_bad: bool) -> ReadShard:
+    """Read and decode the photos of one of `Run.shards`.
+
+    Raises:
+        VLScoreError: a photo cannot be read, and bad ones are not to be left out.
+    """
+    read = ReadShard([], [], {})
+    for photo, with_slow_baselines in shard:
+        try:
+            read.images.append(load_image(photo.path))
+            read.photos.append((photo, with_slow_baselines))
+        except VLScoreError as error:
+            if not skips_bad:
+                raise
+            read.left_out[photo.name] = str(error)
+    return read
+
+
+def measure_here(measure_shard, todo: dict, skips_bad: bool):
+    """Measure shard after shard in this process -> (number, records, photos left out) of each.
 
     A thread reads the photos of the next shard meanwhile.
 
     Args:
         measure_shard: a function of a shard and its images -> records.
         todo: number -> shard.
+        skips_bad: see `read_shard_images`.
     """
     shards = list(todo.items())
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(read_shard_images, shards[0][1])
-        for (number, shard), following in zip(shards, [*shards[1:], None]):
-            images = ahead.result()
+        ahead = reader.submit(read_shard_images, shards[0][1], skips_bad)
+        for (number, _), following in zip(shards, [*shards[1:], None]):
+            read = ahead.result()
             if following:
-                ahead = reader.submit(read_shard_images, following[1])
-            yield number, measure_shard(shard, images)
+                ahead = reader.submit(read_shard_images, following[1], skips_bad)
+            yield number, measure_shard(read.photos, read.images), read.left_out
 
 
 def measure_by_dask(client, measure_on_worker, context: EvaluationContext, todo: dict):
     """Measure shards on the workers of a `dask.distributed.Client`, as each comes in.
 
-    A task brings all it needs, and few wait at a time, so a lost worker loses but the shard in its hands.
+    A task brings all it needs, and few wait at a time, so a lost worker loses but the shards in its hands,
+    which others measure.  A shard that Dask gives up, after so many workers died with it, is tried again
+    when all others are done, alone, so that none is blamed for another's fault.
 
     Args:
-        measure_on_worker: what a worker runs, a function of the context and a shard -> records.
+        measure_on_worker: what a worker runs, a function of the context and a shard -> records, and the
+            photos left out.
         todo: number -> shard.
 
+    Yields:
+        (number, records, photos left out), as `measure_here`.
+
     Raises:
-        VLScoreError: the scheduler was lost.
+        VLScoreError: the scheduler was lost; a shard killed its workers in each of `TRIES` tries, and bad
+            photos are not to be left out.
     """
-    from distributed import CancelledError, as_completed
+    from distributed import CancelledError, KilledWorker, wait
 
-    waiting, running, numbers = iter(todo.items()), as_completed(), {}
+    waiting, suspects, tries, running = deque(todo), deque(), dict.fromkeys(todo, 0), {}
+    if not count_workers(client):
+        tell_of_no_workers(client)
+    with watch_memory() as deaths:
+        while waiting or suspects or running:
+            workers = count_workers(client)
+            while (waiting and len(running) < 2 * max(1, workers)) or (suspects and not running):
+                number = waiting.popleft() if waiting else suspects.popleft()
+                future = client.submit(measure_on_worker, context, todo[number], pure=False)
+                running[future] = number
+            try:
+                finished = wait(list(running), timeout=PATIENCE, return_when="FIRST_COMPLETED").done
+            except TimeoutError:
+                if workers and not count_workers(client):
+                    tell_of_no_workers(client)
+                continue
+            except CancelledError:
+                finished = list(running)
+            for future in finished:
+                number = running.pop(future)
+                try:
+                    yield number, *future.result()
+                except CancelledError:
+                    raise VLScoreError(
+                        "the Dask scheduler was lost: start it, and go on by --resume"
+                    ) from None
+                except KilledWorker as error:
+                    tries[number] += 1
+                    if tries[number] < TRIES:
+                        suspects.append(number)
+                        continue
+                    why = tell_of_killed_workers(client, todo[number], error, deaths)
+                    if not context.skips_bad:
+                        raise VLScoreError(why) from None
+                    yield number, [], {photo.name: f"{photo.path}: {why}" for photo, _ in todo[number]}
 
-    def submit(count):
-        for number, shard in islice(waiting, count):
-            future = client.submit(measure_on_worker, context, shard, pure=False)
-            numbers[future.key] = number
-            running.add(future)
 
-    submit(2 * max(1, len(client.scheduler_info(n_workers=-1)["workers"])))
-    for future in running:
-        try:
-            records = future.result()
-        except CancelledError:
-            raise VLScoreError("the Dask scheduler was lost: start it, and go on by --resume") from None
-        yield numbers[future.key], records
-        submit(1)
+def count_workers(client) -> int:
+    """The number of workers that a scheduler has now."""
+    return len(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def tell_of_no_workers(client) -> None:
+    """Say on stderr what a scheduler without workers waits for."""
+    address = client.scheduler.address
+    print(
+        f"vlscore: the Dask scheduler at {address} has no workers: waiting for one; start it by"
+        f" 'dask worker {address}'",
+        file=sys.stderr,
+    )
+
+
+def tell_of_killed_workers(client, shard, error, deaths: list[str]) -> str:
+    """What is said of a shard that killed its workers in all tries."""
+    names = [photo.path.name for photo, _ in shard]
+    count = TRIES * (error.allowed_failures + 1)
+    limits = [each["memory_limit"] for each in client.scheduler_info(n_workers=-1)["workers"].values()]
+    memory = f" of {min(limits) / 1e9:.1f} GB" if any(limits) else ""
+    reason = (
+        f"they ran out of memory{memory}: give each more, by fewer --workers for instance"
+        if deaths
+        else f"if their memory{memory} is too small, give each more; else leave these photos out"
+    )
+    return f"{count} workers died while they measured {names[0]} to {names[-1]}; {reason}"
+
+
+@contextmanager
+def watch_memory():
+    """Collect, while the block runs, what Dask says of workers that it stopped for their memory.
+
+    Those of a cluster of this process alone; what a distant one says stands in its own log.
+    """
+    deaths = []
+
+    class Collector(logging.Handler):
+        def emit(self, record):
+            if "exceeded" in record.getMessage():
+                deaths.append(record.getMessage())
+
+    logger, collector = logging.getLogger("distributed.nanny.memory"), Collector()
+    logger.addHandler(collector)
+    try:
+        yield deaths
+    finally:
+        logger.removeHandler(collector)
