@@ -389,6 +389,7 @@ def start_cluster(options):
         return
     if options.workers is not None and (options.scheduler is not None or options.workers < 1):
         raise VLScoreError(f"--workers is {options.workers}: give 1 or more, and no --scheduler beside it")
+    import_extra("dask", "evaluation")
     distributed = import_extra("distributed", "evaluation")
     with ExitStack() as stack:
         try:

@@ -126,7 +126,8 @@ def test_maps_of_a_vit(run, monkeypatch, vit, chelsea, kind):
 
 def test_a_checkpoint_is_named_by_its_path(run, checkpoints, chelsea):
     code, out, err = run("localize", chelsea, "a cat", "--model", checkpoints["vit"], "--keep", 4, "--json")
-    assert (code, err, json.loads(out)["model"]) == (0, "", str(checkpoints["vit"]))
+    assert (code, json.loads(out)["model"]) == (0, str(checkpoints["vit"]))
+    assert f"write {checkpoints['vit']}:gelu" in one_line(err)
 
 
 def test_models_lists_every_model_with_its_defaults(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,9 +68,8 @@ def split_activation(name: str) -> tuple[str, str | None]:
 
 def find_weights(path) -> Path | None:
     """A checkpoint's file: the path itself, or one of `WEIGHT_FILES` in a folder; None if there is none."""
-    path = Path(path)
-    candidates = [path / name for name in WEIGHT_FILES] if path.is_dir() else [path]
-    return next((each for each in candidates if each.is_file()), None)
+    candidates = [Path(path, name) for name in WEIGHT_FILES] if os.path.isdir(path) else [Path(path)]
+    return next((each for each in candidates if os.path.isfile(each)), None)  # also for a name too long
 
 
 def clip_file(name: str) -> Path:
