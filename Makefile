@@ -13,11 +13,13 @@ ARGS ?= --keep 128
 # make sweep GRID="MODEL=scenes-rn,scenes-vit LIMIT=20,40" JOBS=2
 GRID ?= MODEL=scenes-rn,scenes-vit LIMIT=20 OTHER=null
 JOBS ?= 2
-# make app ADDRESS=0.0.0.0 PORT=8000
+# make app ADDRESS=0.0.0.0 PORT=8000 MODELS="open_clip:ViT-B-16-SigLIP/webli,hf:openai/clip-vit-base-patch16"
 ADDRESS ?= 127.0.0.1
 PORT ?= 8501
 
-.PHONY: demo test lint evaluate sweep bench notebooks book app mutants clean
+OURS := lite0-minilm,scenes-rn,scenes-vit
+
+.PHONY: demo test lint evaluate models sweep bench notebooks book app mutants clean
 
 demo: $(READY)  ## find two things in a real photo: prints the boxes, writes demo.png
 	$(BIN)/vlscore localize .venv/lib/python3*/site-packages/skimage/data/astronaut.png \
@@ -25,7 +27,7 @@ demo: $(READY)  ## find two things in a real photo: prints the boxes, writes dem
 	@echo "picture: demo.png"
 
 test: $(READY) lint book  ## unit tests, the notebooks as tests, and the book builds
-	$(BIN)/python -m pytest --nbval -q --cov=vlscore --cov=vlscore_cli --cov=vlscore_lib --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest --nbval -q --cov=vlscore --cov=vlscore_cli --cov=vlscore_label --cov=vlscore_lib --cov-report=term --cov-fail-under=90
 
 lint: $(READY)  ## ruff's checks and format, and imports that point down
 	$(BIN)/ruff check .
@@ -34,6 +36,11 @@ lint: $(READY)  ## ruff's checks and format, and imports that point down
 
 evaluate: $(READY)  ## measure MODEL on the data set in ROOT: records and summary.json in OUT
 	$(BIN)/vlscore evaluate $(ROOT) --model $(MODEL) --out $(OUT) $(ARGS)
+
+# make models MODELS="RN50,open_clip:ViT-B-16/openai" ROOT=imagenet
+models: $(READY)  ## evaluate several MODELS on the data set in ROOT, and compare them: a table and a picture
+	$(BIN)/python scripts/compare_models.py $(ROOT) --models "$(or $(MODELS),$(OURS))" \
+		--out $(if $(filter command line,$(origin OUT)),$(OUT),models) $(ARGS)
 
 sweep: $(READY)  ## run chapter 04 over a GRID of parameters by papermill, into one table in sweep/
 	$(BIN)/python scripts/sweep.py $(GRID) --jobs $(JOBS)
@@ -50,7 +57,7 @@ book: $(READY)  ## build the book into _build/html
 	@test -f _build/html/index.html && echo "book: _build/html/index.html"
 
 app: $(READY)  ## serve the page: a photo, words, boxes; for this machine, unless ADDRESS is given
-	$(BIN)/streamlit run app.py --server.address $(ADDRESS) --server.port $(PORT)
+	VLSCORE_MODELS="$(MODELS)" $(BIN)/streamlit run app.py --server.address $(ADDRESS) --server.port $(PORT)
 
 mutants: $(READY)  ## break the modules on purpose, in a copy, and print which test notices; some minutes
 	$(BIN)/python tests/mutate.py

@@ -32,9 +32,7 @@ def look_up(name: str) -> tuple[str, bool]:
         VLScoreError: there is no such model, or its weights are not here.
     """
     model = vlscore.load_model(name, "cpu")
-    if (file := Path(name)).is_file():  # chapters run in their own folder
-        return str(file.resolve()), model.is_vit
-    return model.name, model.is_vit
+    return vlscore.absolute_name(model.name), model.is_vit  # chapters run in their own folder
 
 
 def set_model(notebook, name: str, is_vit: bool) -> None:

@@ -3,18 +3,24 @@
     python scripts/sweep.py MODEL=scenes-rn,scenes-vit LIMIT=20 --jobs 2
 
 A value is YAML; alternatives stand between commas: `LAYER=layer3,layer4`
-or `THRESHOLDS=[0.5],[0.55,0.6]`.  A sweep that was stopped goes on.
+or `THRESHOLDS=[0.5],[0.55,0.6]`.  Paths count from the folder where the
+command is run.  A sweep that was stopped goes on.
 """
 
 import argparse
+import ast
 import json
+import os
+import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from hashlib import sha256
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
+import nbformat
 import papermill
 import yaml
 
@@ -23,13 +29,29 @@ import vlscore
 CHAPTER = Path(__file__).parents[1] / "notebooks" / "04_imagenet_evaluation.ipynb"
 
 
+FOLDERS = ("ROOT", "OUT", "RESULTS")  # parameters that are paths
+MODELS = ("MODEL", "OTHER", "CNN", "VIT")  # parameters that are models' names or checkpoints' paths
+LONGEST_NAME = 150  # characters of a run's name, which files have
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which 1e-1 is a number: version 1.1 wants a dot and a sign in it."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
 def grid(words: list[str]) -> list[dict]:
     """NAME=VALUE,VALUE … -> every combination, as parameters by name."""
     choices = {}
     for word in words:
         name, is_pair, text = word.partition("=")
         try:
-            choices[name] = yaml.safe_load(f"[{text}]")
+            choices[name] = yaml.load(f"[{text}]", Loader)
         except yaml.YAMLError:
             is_pair = ""
         if not is_pair or not choices[name]:
@@ -40,17 +62,35 @@ def grid(words: list[str]) -> list[dict]:
 
 def check_names(chapter: Path, names) -> None:
     """Papermill only warns of an unknown name, and runs the defaults."""
-    known = papermill.inspect_notebook(str(chapter))
+    cells = nbformat.read(chapter, as_version=4).cells
+    sources = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    lines = [line for source in sources for line in ast.parse(source).body if isinstance(line, ast.Assign)]
+    known = [target.id for line in lines for target in line.targets if isinstance(target, ast.Name)]
     if unknown := [name for name in names if name not in known]:
         raise vlscore.VLScoreError(
             f"{chapter.name} has no parameter {unknown[0]}: choose of {', '.join(known)}"
         )
 
 
+def make_absolute(parameters: dict) -> dict:
+    """Parameters in which paths count from this folder, not from the chapter's."""
+    found = dict(parameters)
+    for name, value in parameters.items():
+        if isinstance(value, str) and name in FOLDERS:
+            found[name] = os.path.abspath(value)
+        if isinstance(value, str) and name in MODELS:
+            found[name] = vlscore.absolute_name(value)
+    return found
+
+
 def label(parameters: dict) -> str:
-    """A name for the files of one run."""
+    """A name for the files of one run; a long one ends in a checksum."""
     text = "_".join(f"{k}-{v}" for k, v in parameters.items()) or "defaults"
-    return "".join(c if c.isalnum() or c in "-_.=" else "-" for c in text)
+    name = "".join(c if c.isalnum() or c in "-_.=" else "-" for c in text)
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    short = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore")
+    return f"{short}-{sha256(text.encode()).hexdigest()[:8]}"
 
 
 def run(chapter: Path, out: Path, parameters: dict) -> str | None:
@@ -66,7 +106,7 @@ def run(chapter: Path, out: Path, parameters: dict) -> str | None:
         papermill.execute_notebook(
             str(chapter),
             str(out / f"{name}.ipynb"),
-            parameters=folders | parameters,
+            parameters=folders | make_absolute(parameters),
             cwd=str(chapter.parent),
             progress_bar=False,
         )

@@ -43,6 +43,58 @@ def test_a_grid_is_every_combination():
     assert sweep.grid([]) == [{}]
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-1", 0.1),
+        ("1E-1", 0.1),
+        ("-2e3", -2000.0),
+        ("1.e2", 100.0),
+        (".5e1", 5.0),
+        ("1.0e-1", 0.1),
+        ("0.1", 0.1),
+        ("7", 7),
+        ("null", None),
+        ("e1", "e1"),
+        ("1e", "1e"),
+        ("epoch=3-step=12.ckpt", "epoch=3-step=12.ckpt"),
+    ],
+)
+def test_numbers_and_names_are_read_as_users_write_them(text, value):
+    for word, expected in ((f"A={text}", value), (f"A=[{text}]", [value])):
+        ((found,),) = ([row["A"]] for row in sweep.grid([word]))
+        assert found == expected and type(found) is type(expected)
+
+
+def test_paths_count_from_the_folder_of_the_command(monkeypatch, tmp_path):
+    (tmp_path / "my.pt").touch()
+    (tmp_path / "RN50").touch()
+    monkeypatch.chdir(tmp_path)
+    given = {"ROOT": "set", "OUT": "a/b", "RESULTS": "/x", "MODEL": "my.pt:gelu", "LIMIT": 3, "LAYER": "set"}
+    expected = {"ROOT": f"{tmp_path}/set", "OUT": f"{tmp_path}/a/b", "MODEL": f"{tmp_path}/my.pt:gelu"}
+    assert sweep.make_absolute(given) == given | expected
+    for name in ("RN50", "lite0-minilm", "no.pt"):
+        assert sweep.make_absolute({"MODEL": name}) == {"MODEL": name}
+    assert sweep.make_absolute({"ROOT": None}) == {"ROOT": None}
+
+
+def test_long_values_give_names_that_files_can_have():
+    names = [sweep.label({"ROOT": f"/{'folder/' * 60}{end}", "LIMIT": 2}) for end in "ab"]
+    assert len(set(names)) == 2 and all(len(name.encode()) <= 150 for name in names)
+    assert len(sweep.label({"ROOT": "/" + "é" * 300}).encode()) <= 150
+    assert sweep.label({"ROOT": "a/b", "LIMIT": 2}) == "ROOT-a-b_LIMIT-2"
+
+
+def test_a_default_with_an_equals_sign_hides_no_parameter(chapter):
+    notebook = nbformat.read(chapter, as_version=4)
+    notebook.cells[0].source = 'MODEL = "epoch=3-step=12.ckpt"  # a = b\nLIMIT = 1\nOUT = RESULTS = None'
+    nbformat.write(notebook, chapter)
+    sweep.check_names(chapter, ["MODEL", "OUT", "RESULTS"])
+    assert sweep_over(chapter, "MODEL=epoch=4-step=1.ckpt") == 0
+    (kept,) = (chapter.parent / "sweep" / "results").glob("*.json")
+    assert json.loads(kept.read_text())["model"] == "epoch=4-step=1.ckpt"
+
+
 @pytest.mark.parametrize("word", ["LIMIT", "LIMIT=", "LIMIT=[1", "LIMIT={"])
 def test_a_word_that_is_no_choice_is_told(capsys, chapter, word):
     assert sweep_over(chapter, word) == 2

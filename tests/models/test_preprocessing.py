@@ -71,23 +71,12 @@ def test_preprocess_squashes_the_whole_image(rn):
         torch.testing.assert_close(third, value(rn, rgb).expand_as(third), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("size", [(450, 300), (300, 450)])
+@pytest.mark.parametrize("size", [(450, 300), (300, 450), (451, 300), (333, 500), (1000, 97), (96, 96)])
 def test_crop_is_clip_s_own_preprocessing(clip_model, chelsea, size):
-    """On sides that CLIP's resizing divides evenly, the two differ by a grey level at most."""
+    """Of few pixels they round differently, by one grey level."""
     with Image.open(chelsea) as photo:
-        image = photo.resize(size)
-    S = clip_model.input_size
-    expected = vlscore.import_clip().clip._transform(S)(image)
+        image = photo.convert("RGB").resize(size)
+    expected = vlscore.import_clip().clip._transform(clip_model.input_size)(image)
     difference = (clip_model.preprocess(image, "crop") - expected).abs()
     assert difference.max() <= 1.01 / 255 / 0.26130258
-    assert difference.mean() < 1e-3
-
-
-def test_crop_of_an_uneven_photo_is_close_to_clip_s(clip_model, chelsea):
-    """CLIP rounds the resized image to whole pixels before it crops, we do not: under half a pixel."""
-    with Image.open(chelsea) as photo:
-        image = photo.convert("RGB")
-    expected = vlscore.import_clip().clip._transform(clip_model.input_size)(image)
-    found = clip_model.preprocess(image, "crop")
-    moved = (expected - expected.roll(1, dims=2)).abs().mean()  # by a whole pixel
-    assert (found - expected).abs().mean() < moved / 2
+    assert (difference > 1e-6).float().mean() < 0.01

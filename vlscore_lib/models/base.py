@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -30,11 +31,13 @@ class Preprocessing:
     Attributes:
         input_size: S, the side of the square input in pixels.
         mean, std: of the pixel values 0–255, for each channel.
+        interpolation: ``"bicubic"``, ``"bilinear"`` or another filter of PIL, in lower case.
     """
 
     input_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
 
     def __call__(self, image: Image.Image, fit: str = "squash", size: int | None = None) -> torch.Tensor:
         """Fit an image into the square input and normalise it.
@@ -47,16 +50,34 @@ class Preprocessing:
         """
         S, image = size or self.input_size, load_image(image)
         (W, H), (x0, y0, x1, y1) = fit_region(image.size, fit)
+        if fit == "crop":
+            x0, y0, x1, y1 = snap_crop(W, H, S)
         seen = (max(x0, 0), max(y0, 0), min(x1, W), min(y1, H))
         left, right = (round((x - x0) * S / (x1 - x0)) for x in seen[::2])
         top, bottom = (round((y - y0) * S / (y1 - y0)) for y in seen[1::2])
         right, bottom = max(right, left + 1), max(bottom, top + 1)
-        patch = image.resize((right - left, bottom - top), Image.Resampling.BICUBIC, box=seen)
+        filter = Image.Resampling[self.interpolation.upper()]
+        patch = image.resize((right - left, bottom - top), filter, box=seen)
         values = torch.from_numpy(np.asarray(patch, dtype=np.float32))  # (S, S, 3) of 0–255
         pixels = torch.zeros(3, S, S)
         normalised = (values - torch.tensor(self.mean)) / torch.tensor(self.std)
         pixels[:, top:bottom, left:right] = normalised.permute(2, 0, 1)
         return pixels
+
+
+def snap_crop(W: int, H: int, S: int) -> tuple[float, ...]:
+    """The centred square of a W×H image as CLIP's own preprocessing cuts it: (x0, y0, x1, y1).
+
+    That resizes the image to a short side of S and cuts S×S pixels out of it, both in whole pixels.
+    """
+
+    def cut(side: int) -> tuple[float, float]:
+        resized = int(S * side / min(W, H))
+        start = round((resized - S) / 2)
+        return start * side / resized, (start + S) * side / resized
+
+    (x0, x1), (y0, y1) = cut(W), cut(H)
+    return x0, y0, x1, y1
 
 
 class Model:
@@ -140,6 +161,10 @@ class Model:
         """Embed checked prompts -> (N, D), of any length."""
         raise NotImplementedError
 
+    def maps_module(self, layer: str, maps: str) -> torch.nn.Module:
+        """The module that tells maps of a kind, see `tapped_maps`."""
+        return self.layer_modules()[layer]
+
     def gradient_module(self, layer: str) -> torch.nn.Module:
         """The module at whose output gradient methods look at a layer."""
         return self.layer_modules()[layer]
@@ -153,7 +178,7 @@ class Model:
         return self.visual(pixels)
 
     def tapped_maps(self, module, seen, maps: str) -> torch.Tensor:
-        """Maps (B, C, h, w) of a kind, from what a layer's module took and gave, see `tapped`."""
+        """Maps (B, C, h, w) of a kind, from what the module took and gave, see `tapped`."""
         return self.output_maps(seen.output)
 
     def cell_embeddings(self, maps: torch.Tensor) -> torch.Tensor | None:
@@ -232,11 +257,14 @@ class Model:
         Returns:
             (B, C, h, w) of each, float32.
         """
-        modules = self.layer_modules()
+        modules = [self.maps_module(layer, maps) for layer, maps in wanted]
         with ExitStack() as stack:
-            seen = {layer: stack.enter_context(tapped(modules[layer])) for layer, _ in wanted}
+            seen = [stack.enter_context(tapped(module)) for module in modules]
             self.run_visual(pixels.to(self.device))
-        return [self.tapped_maps(modules[layer], seen[layer], maps).float() for layer, maps in wanted]
+        return [
+            self.tapped_maps(module, each, maps).float()
+            for module, each, (_, maps) in zip(modules, seen, wanted)
+        ]
 
     def similarity_map(self, maps: torch.Tensor, text: torch.Tensor) -> torch.Tensor | None:
         """How much each cell of the last layer agrees with a text (D,), without a mask: (h, w).
@@ -257,20 +285,29 @@ class Model:
         return digest.hexdigest()
 
 
-class _Seen:
+class Seen:
+    """What a module took and gave: its first input, its further named inputs, and its first output."""
+
     input = output = None
+    options: dict = MappingProxyType({})
 
 
 @contextmanager
 def tapped(module):
-    """Keep a module's last input and output while the block runs; the hook goes with the block."""
-    seen = _Seen()
+    """Keep a module's last inputs and output while the block runs; the hook goes with the block.
 
-    def keep(_, inputs, output):
+    Yields:
+        A `Seen`.
+    """
+    seen = Seen()
+
+    def keep(_, inputs, options, output):
+        first = inputs[0] if inputs else next(iter(options.values()))
+        output = output[0] if isinstance(output, tuple) else output
         # A later in-place operation must not change what was seen.
-        seen.input, seen.output = inputs[0].detach().clone(), output.detach().clone()
+        seen.input, seen.output, seen.options = first.detach().clone(), output.detach().clone(), options
 
-    handle = module.register_forward_hook(keep)
+    handle = module.register_forward_hook(keep, with_kwargs=True)
     try:
         yield seen
     finally:

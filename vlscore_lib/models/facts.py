@@ -43,9 +43,20 @@ CLIP_NAMES = (
     "ViT-L/14",
     "ViT-L/14@336px",
 )
+# What the `clip` package downloads for each, in MB.
+CLIP_MEGABYTES = dict(zip(CLIP_NAMES, (256, 292, 421, 661, 1353, 354, 351, 933, 934)))
 # Not tuned here: τ is CLIP's own, 1 over its logit scale of 100; α is the best of the three that
 # the report ran (Table 2), of refined maps that of `lite0-minilm` on photos and of `scenes-vit`.
 CLIP_DEFAULTS = {"cnn": Defaults(0.01, 0.60, 0.45), "vit": Defaults(0.01, 0.55, 0.675)}
+
+# What the names of models of other libraries begin with.
+OPEN_CLIP, HUGGING_FACE = "open_clip:", "hf:"
+
+
+def usual_defaults(family: str, logit_scale: float) -> Defaults:
+    """The values of a model that was not tuned here: τ is 1 over its own logit scale, α is CLIP's."""
+    return CLIP_DEFAULTS[family]._replace(temperature=float(f"{1 / logit_scale:.4g}"))
+
 
 ACTIVATIONS = ("quick_gelu", "gelu")  # of the blocks of CLIP's encoders
 
@@ -70,6 +81,12 @@ def find_weights(path) -> Path | None:
     """A checkpoint's file: the path itself, or one of `WEIGHT_FILES` in a folder; None if there is none."""
     candidates = [Path(path, name) for name in WEIGHT_FILES] if os.path.isdir(path) else [Path(path)]
     return next((each for each in candidates if os.path.isfile(each)), None)  # also for a name too long
+
+
+def hub_cache() -> Path:
+    """Where Hugging Face's hub keeps what it has downloaded, as huggingface_hub finds it."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 
 
 def clip_file(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import wraps
 from importlib.util import find_spec
 from weakref import WeakKeyDictionary
@@ -42,19 +43,27 @@ def cached_by_model(function):
 
 @cached_by_model
 def compiled(model: Model, precision: str):
-    """The model's image encoder, compiled by OpenVINO: pixels (B, 3, S, S) -> features (B, F)."""
-    return compile_openvino(model.visual, model.input_size, precision)
+    """The model's image encoder, compiled by OpenVINO: pixels (B, 3, S, S) -> features (B, F).
+
+    None, said on stderr, where OpenVINO cannot compile it.
+    """
+    try:
+        return compile_openvino(model.visual, model.input_size, precision)
+    except Exception as error:  # the tracer and the front end raise nearly any type
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        print(f"vlscore: OpenVINO cannot compile {model.name} ({reason}): PyTorch runs it", file=sys.stderr)
+        return None
 
 
 def fast_encoder(model: Model, precision: str = "auto"):
     """The fastest encoder here that equals `Model.encode_image`: pixels (B, 3, S, S) -> (B, D).
 
-    On a CPU with OpenVINO it is compiled once for each precision; without OpenVINO and on other devices
-    it is PyTorch, under autocast for bfloat16.
+    On a CPU with OpenVINO it is compiled once for each precision; without OpenVINO, where that cannot
+    compile it, and on other devices it is PyTorch, under autocast for bfloat16.
     """
     precision = choose_precision(precision, model.device)
-    if model.device.type == "cpu" and find_spec("openvino"):
-        run = compiled(model, precision)
+    on_cpu = model.device.type == "cpu" and find_spec("openvino")
+    if on_cpu and (run := compiled(model, precision)):
         return lambda pixels: unit(model.project(run(pixels)))
     if precision == "float32":
         return lambda pixels: model.encode_image(pixels).cpu()
@@ -64,3 +73,12 @@ def fast_encoder(model: Model, precision: str = "auto"):
             return model.encode_image(pixels).cpu()
 
     return autocast
+
+
+def choose_batch_size(model: Model) -> int:
+    """How many masked images to encode at once: 8 for each CPU thread, or what fits in a GPU's memory."""
+    if model.device.type != "cuda":
+        return 8 * torch.get_num_threads()
+    free, _ = torch.cuda.mem_get_info(model.device)
+    # An encoder's activations take some 60 times an image's float32 pixels; they get half of what is free.
+    return min(max(free // 2 // (60 * 3 * 4 * model.input_size**2), 16), 512)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from vlscore_lib.errors import VLScoreError
 from vlscore_lib.models.base import Model, Preprocessing, check_components, unit
 from vlscore_lib.models.facts import CLIP_DEFAULTS, OFFLINE_MODEL, Defaults, clip_file
+from vlscore_lib.models.vit import patch_maps, read_attention
 
 CLIP_MEAN = (0.48145466 * 255, 0.4578275 * 255, 0.40821073 * 255)
 CLIP_STD = (0.26862954 * 255, 0.26130258 * 255, 0.27577711 * 255)
@@ -24,7 +25,11 @@ def import_clip():
 
 
 class ClipModel(Model):
-    """OpenAI's CLIP, with a ModifiedResNet or a ViT as its image encoder (Radford et al. 2021)."""
+    """OpenAI's CLIP, with a ModifiedResNet or a ViT as its image encoder (Radford et al. 2021).
+
+    Attributes:
+        clip: OpenAI's own module.
+    """
 
     def __init__(
         self,
@@ -47,6 +52,11 @@ class ClipModel(Model):
         preprocessing = Preprocessing(visual.input_resolution, mean, std)
         super().__init__(name, visual, device, preprocessing, defaults or CLIP_DEFAULTS[self.family])
 
+    @property
+    def logit_scale(self) -> float:
+        """The factor of the cosines in training."""
+        return self.clip.logit_scale.exp().item()
+
     def count_tokens(self, prompt):
         return len(import_clip().clip._tokenizer.encode(prompt)) + 2  # start and end tokens
 
@@ -61,35 +71,20 @@ class ClipModel(Model):
 
     @torch.inference_mode()
     def cell_embeddings(self, maps):
-        """Unit embeddings of single cells.
-
-        A CNN's cell goes through the value and output projections of the attention pool (MaskCLIP,
-        Zhou et al. 2022), a ViT's patch through what the class token goes through.
-        """
-        cells = maps.to(self.device).permute(1, 2, 0)  # (h, w, C)
-        if self.is_vit:
-            cells = self.visual.ln_post(cells) @ self.visual.proj
-        else:
-            cells = self.visual.attnpool.c_proj(self.visual.attnpool.v_proj(cells))
+        """A ViT's patch goes through what the class token goes through."""
+        if not self.is_vit:
+            return embed_resnet_cells(self.visual.attnpool, maps)
+        cells = self.visual.ln_post(maps.to(self.device).permute(1, 2, 0)) @ self.visual.proj  # (h, w, D)
         return unit(cells).cpu().permute(2, 0, 1)
 
     def layer_modules(self):
         if self.is_vit:
             return {str(n): block for n, block in enumerate(self.visual.transformer.resblocks)}
-        stages = {f"layer{n}": getattr(self.visual, f"layer{n}") for n in range(1, 5)}
-        taps = {}
-        for name, stage in stages.items():
-            taps |= {f"{name}.{n}": block for n, block in enumerate(stage)}
-            taps[name] = stage[-1]  # its last block, however many the stage has
-        return taps
+        return resnet_layers(self.visual)
 
     def run_visual(self, pixels):
-        """Larger pixels get interpolated positional embeddings (Dosovitskiy et al. 2021, section 3.2)."""
-        if pixels.shape[-1] == self.input_size:
-            return self.visual(pixels)
         name = "positional_embedding" if self.is_vit else "attnpool.positional_embedding"
-        grid = resize_grid(self.visual.get_parameter(name), pixels.shape[-1] // self.stride)
-        return torch.func.functional_call(self.visual, {name: grid}, (pixels,))
+        return run_larger(self.visual, name, pixels, self.stride)
 
     def gradient_module(self, layer):
         """For a ViT the block's first norm: only the class token leaves a ViT, so the patches at the
@@ -97,13 +92,17 @@ class ClipModel(Model):
         module = super().gradient_module(layer)
         return module.ln_1 if self.is_vit else module
 
+    def maps_module(self, layer, maps):
+        module = super().maps_module(layer, maps)
+        return module if maps == "activation" else module.attn
+
     def output_maps(self, output):
-        return patch_maps(output) if self.is_vit else output
+        return patch_maps(output.transpose(0, 1)) if self.is_vit else output  # tokens come as (N, B, d)
 
     def tapped_maps(self, module, seen, maps):
         if maps == "activation":
             return self.output_maps(seen.output)
-        return patch_maps(read_attention(module, seen.input, maps))
+        return patch_maps(read_attention(module, seen.input.transpose(0, 1), maps))
 
     def check_source(self, layer, maps, pca):
         layer = super().check_source(layer, maps, pca)
@@ -113,41 +112,43 @@ class ClipModel(Model):
         return layer
 
 
+def resnet_layers(visual: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The layers of a ModifiedResNet: ``layer1.0``, … ``layer4``."""
+    taps = {}
+    for name in ("layer1", "layer2", "layer3", "layer4"):
+        stage = getattr(visual, name)
+        taps |= {f"{name}.{n}": block for n, block in enumerate(stage)}
+        taps[name] = stage[-1]  # its last block, however many the stage has
+    return taps
+
+
+@torch.inference_mode()
+def embed_resnet_cells(attnpool: torch.nn.Module, maps: torch.Tensor) -> torch.Tensor:
+    """Unit embeddings (D, h, w) of the cells of a ModifiedResNet's last maps (C, h, w).
+
+    Each goes through the value and output projections of the attention pool (MaskCLIP, Zhou et al. 2022).
+    """
+    cells = maps.to(attnpool.v_proj.weight.device).permute(1, 2, 0)  # (h, w, C)
+    return unit(attnpool.c_proj(attnpool.v_proj(cells))).cpu().permute(2, 0, 1)
+
+
+def run_larger(visual: torch.nn.Module, name: str, pixels: torch.Tensor, stride: int):
+    """Run an image encoder on pixels of any size.
+
+    Its positional embeddings, the parameter of this name, are interpolated (Dosovitskiy et al. 2021,
+    section 3.2).
+    """
+    grid, side = visual.get_parameter(name), pixels.shape[-1] // stride
+    if len(grid) == 1 + side**2:
+        return visual(pixels)
+    return torch.func.functional_call(visual, {name: resize_grid(grid, side)}, (pixels,))
+
+
 def resize_grid(embedding: torch.Tensor, side: int) -> torch.Tensor:
     """Interpolate positional embeddings (1 + n, d), the class token's first, to (1 + side², d)."""
-    grid = patch_maps(embedding[:, None])  # (1, d, h, w)
+    grid = patch_maps(embedding[None])  # (1, d, h, w)
     grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
     return torch.cat([embedding[:1], grid[0].flatten(1).T])
-
-
-def patch_maps(tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens of a ViT (1 + n, B, d), the class token first -> maps of the patches (B, d, h, w)."""
-    side = round((len(tokens) - 1) ** 0.5)
-    return tokens[1:].permute(1, 2, 0).unflatten(2, (side, side))
-
-
-def read_attention(block, x: torch.Tensor, maps: str) -> torch.Tensor:
-    """Recompute what is inside a ViT block's self-attention.
-
-    Args:
-        block: a residual attention block of CLIP.
-        x: its input (1 + n, B, d), the class token first.
-        maps: ``"query"``, ``"key"``, ``"value"`` or ``"attention"``.
-
-    Returns:
-        (1 + n, B, d), or (1 + n, B, heads) attention weights of the class token, to itself first; they
-        sum to 1.  (Dosovitskiy et al. 2021, appendix A.)
-    """
-    attention = block.attn
-    projected = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-    parts = dict(zip(("query", "key", "value"), projected.chunk(3, dim=-1)))
-    if maps != "attention":
-        return parts[maps]
-    heads = (attention.num_heads, attention.head_dim)
-    query = parts["query"][0].unflatten(-1, heads)  # (B, heads, d/heads)
-    key = parts["key"].unflatten(-1, heads)  # (1 + n, B, heads, d/heads)
-    logits = (query * key).sum(-1) / attention.head_dim**0.5  # (1 + n, B, heads)
-    return logits.softmax(0)
 
 
 def load(name: str, device: str) -> ClipModel:

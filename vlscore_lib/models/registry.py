@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,8 +14,10 @@ from vlscore_lib.errors import VLScoreError
 from vlscore_lib.models.facts import (
     CLIP_DEFAULTS,
     CLIP_NAMES,
+    HUGGING_FACE,
     OFFLINE_DEFAULTS,
     OFFLINE_MODEL,
+    OPEN_CLIP,
     SCENES_MODELS,
     Defaults,
     clip_file,
@@ -22,6 +25,7 @@ from vlscore_lib.models.facts import (
     scenes_file,
     split_activation,
 )
+from vlscore_lib.models.hub import find_folder, read_config
 
 if TYPE_CHECKING:
     from vlscore_lib.models.base import Model
@@ -62,6 +66,15 @@ FAMILIES = (
     Family(CLIP_MODELS, "openai_clip", "load", clip_file, "OpenAI's CLIP, weights in {weights}"),
 )
 
+# Type of a model in transformers' config.json -> the file of this package, and its function of a name, a
+# folder and a device.
+HUGGING_FACE_MODELS = {
+    "clip": ("hf_clip", "load"),
+    "siglip": ("hf_siglip", "load"),
+    "siglip2": ("hf_siglip", "load_flexible"),
+    "align": ("align", "load"),
+}
+
 
 def find_family(name: str) -> Family | None:
     """The family of a model's name, or None."""
@@ -75,8 +88,10 @@ def load_model(name: str = "auto", device: str | None = None) -> Model:
         name: ``"auto"`` (CLIP RN50 if its weights are in the cache, else ``lite0-minilm``; said on
             stderr), ``"lite0-minilm"``, ``"scenes-rn"`` or ``"scenes-vit"`` (know drawn scenes only),
             one of OpenAI's names (``"RN50"``, ``"ViT-B/16"``, …, downloaded once by the `clip`
-            package), or the path of a checkpoint in OpenAI's or Hugging Face's layout, or of a folder
-            with one, see `load_checkpoint`; ``PATH:gelu`` for one trained with GELU, not QuickGELU.
+            package), ``open_clip:ARCHITECTURE/TAG`` or ``open_clip:ARCHITECTURE/PATH`` (open_clip's
+            models), ``hf:OWNER/NAME`` or ``hf:FOLDER`` (transformers' models), or the path of a
+            checkpoint in OpenAI's or Hugging Face's layout, or of a folder with one, see
+            `load_checkpoint`; ``PATH:gelu`` for one trained with GELU, not QuickGELU.
         device: a PyTorch device; CUDA where there is one, else the CPU.
 
     Raises:
@@ -87,12 +102,31 @@ def load_model(name: str = "auto", device: str | None = None) -> Model:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "auto":
         return load_automatic(device)
+    if name.startswith(OPEN_CLIP):
+        return load_by("openclip", "load", name, device)
+    if name.startswith(HUGGING_FACE):
+        return load_hugging_face(name, device)
     if family := find_family(name):
         return load_by(family.module, family.loader, name, device)
     if name and find_weights(split_activation(name)[0]):
         return load_by("checkpoints", "load", name, device)
     known = ", ".join(name for family in FAMILIES for name in family.models)
-    raise VLScoreError(f"unknown model {name!r}: choose {known} or the path of a checkpoint")
+    raise VLScoreError(
+        f"unknown model {name!r}: choose {known}, {OPEN_CLIP}ARCHITECTURE/TAG, {HUGGING_FACE}OWNER/NAME"
+        " or the path of a checkpoint"
+    )
+
+
+def absolute_name(name: str) -> str:
+    """A model's name that means the same in every folder: a path in it becomes an absolute one."""
+    if name.startswith(OPEN_CLIP):
+        architecture, _, rest = name.partition("/")
+        return f"{architecture}/{os.path.abspath(rest)}" if rest and find_weights(rest) else name
+    if name.startswith(HUGGING_FACE):
+        folder = os.path.expanduser(name.removeprefix(HUGGING_FACE))
+        return HUGGING_FACE + os.path.abspath(folder) if os.path.isdir(folder) else name
+    is_path = find_family(name) is None and name and find_weights(split_activation(name)[0])
+    return os.path.abspath(name) if is_path else name
 
 
 def load_automatic(device: str) -> Model:
@@ -105,6 +139,21 @@ def load_automatic(device: str) -> Model:
         why = "no usable weights of CLIP RN50 in"
     print(f"vlscore: model {OFFLINE_MODEL} ({why} {folder})", file=sys.stderr)
     return load_model(OFFLINE_MODEL, device)
+
+
+def load_hugging_face(name: str, device: str) -> Model:
+    """Load a model of transformers by what the configuration in its folder says that it is.
+
+    Raises:
+        VLScoreError: no such folder or model, or one of a type that is not here.
+    """
+    folder = find_folder(name)
+    kind = read_config(folder).get("model_type")
+    if kind not in HUGGING_FACE_MODELS:
+        known = ", ".join(HUGGING_FACE_MODELS)
+        raise VLScoreError(f"{folder} holds a model of type {kind!r}: choose one of {known}")
+    module, loader = HUGGING_FACE_MODELS[kind]
+    return getattr(import_module(f"vlscore_lib.models.{module}"), loader)(name, folder, device)
 
 
 def load_by(module: str, loader: str, name: str, device: str) -> Model:
