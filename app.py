@@ -5,6 +5,7 @@ in memory, apart from the other sessions'.  A slider or a prompt is answered fro
 """
 
 import json
+import os
 import re
 import string
 from collections import OrderedDict
@@ -307,9 +308,9 @@ def verdict(found: vlscore.Localization) -> str:
 
 
 def needs(name: str) -> str | None:
-    """What a model needs that is not here; None where it can be loaded."""
+    """What a model needs that is not here; None where it can be loaded, as far as its name tells."""
     family = vlscore.find_family(name)
-    if family.is_here(name):
+    if family is None or family.is_here(name):
         return None
     file, home = family.weights(name), Path.home()
     folder = file.parent
@@ -319,9 +320,12 @@ def needs(name: str) -> str | None:
 
 
 def choose_model() -> str:
-    """The models that can be loaded here stand first; the others say what they need."""
+    """The models that this page was started with stand first, then those that can be loaded here; the others
+    say what they need."""
     names = [name for family in vlscore.FAMILIES for name in family.models]
     names.sort(key=lambda each: needs(each) is not None)
+    further = [name for name in os.environ.get("VLSCORE_MODELS", "").split(",") if name]
+    names = list(dict.fromkeys([*further, *names]))
     return st.selectbox(
         "Model", names, format_func=lambda each: f"{each} (needs {needs(each)})" if needs(each) else each
     )
@@ -336,7 +340,11 @@ def choose_options() -> Options | None:
             f" with `--model {name}`, which downloads it; then reload this page."
         )
         return None
-    model = model_of(name)
+    try:
+        model = model_of(name)
+    except vlscore.VLScoreError as error:
+        st.error(plain(str(error)))
+        return None
     help = "Sharper maps and boxes, a box for each of several things, and a stricter “not found”."
     refined = st.toggle("Localise better than the report", key="refined", help=help)
     source = choose_source(model, refined)

@@ -39,7 +39,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from vlscore_lib.boxes import boxes_of_components
+from vlscore_lib.boxes import boxes_of_components, warmth
 from vlscore_lib.datasets.reading import Dataset
 from vlscore_lib.datasets.voc import AnnotatedPhoto
 from vlscore_lib.encoding import PRESENT, Encoding, Localization, Scale
@@ -49,11 +49,12 @@ from vlscore_lib.evaluation.metrics import SHARES, box_iou, constant_box
 from vlscore_lib.evaluation.protocol import Protocol, method_name
 from vlscore_lib.evaluation.runs import Run
 from vlscore_lib.evaluation.workers import EvaluationContext, measure_by_dask, measure_here, read_shard_images
-from vlscore_lib.images import fit_region, load_image
+from vlscore_lib.images import fit_region, load_image, read_content
+from vlscore_lib.labelling.labels import LabelledBox, LabelledPhoto, check_classes
 from vlscore_lib.masks import embed_masked, heat_map
 from vlscore_lib.models.base import Model, unit
-from vlscore_lib.models.fast_encoder import cached_by_model, choose_precision, fast_encoder
-from vlscore_lib.models.registry import load_model
+from vlscore_lib.models.fast_encoder import cached_by_model, choose_batch_size, choose_precision, fast_encoder
+from vlscore_lib.models.registry import absolute_name, load_model
 from vlscore_lib.options import EncodingOptions
 from vlscore_lib.prompts import TEMPLATE, everyday_things, prompt_templates
 from vlscore_lib.refinement import (
@@ -67,6 +68,7 @@ from vlscore_lib.refinement import (
     weighted_sum,
 )
 from vlscore_lib.selection import predict_embeddings, select_maps
+from vlscore_lib.store import EncodingStore, Rows
 from vlscore_lib.widgets import build_playground
 
 # ── Text: one embedding for a class with several names, or for several wordings ──────────────────
@@ -179,15 +181,6 @@ def read_source(model: Model, image, pixels: torch.Tensor, options: EncodingOpti
     return Source(layer, kind, maps)
 
 
-def choose_batch_size(model: Model) -> int:
-    """How many masked images to encode at once: 8 for each CPU thread, or what fits in a GPU's memory."""
-    if model.device.type != "cuda":
-        return 8 * torch.get_num_threads()
-    free, _ = torch.cuda.mem_get_info(model.device)
-    # An encoder's activations take some 60 times an image's float32 pixels; they get half of what is free.
-    return min(max(free // 2 // (60 * 3 * 4 * model.input_size**2), 16), 512)
-
-
 # ── Scores, weights, saliency ────────────────────────────────────────────────────────────────────
 
 
@@ -262,10 +255,23 @@ def p_absent(encoding: Encoding, text_embedding: torch.Tensor, others: torch.Ten
     Returns:
         p in (0, 1].
     """
-    texts = unit(torch.cat([text_embedding[None], others]).cpu())  # (1 + N, D)
-    fits = (encoding.mask_embeddings @ texts.T).amax(0) + encoding.image_embedding @ texts.T
+    return judge_presence(encoding, text_embedding[None], others)[0][0].item()
+
+
+def judge_presence(encoding: Encoding | Rows, texts: torch.Tensor, others: torch.Tensor):
+    """Judge for texts (M, D) whether each is shown, against N other texts (N, D).
+
+    Returns:
+        `p_absent` of each (M,), and how sure the model is, (M,) in [0, 1]: the normal distribution of how far
+        the text's fit lies above the mean of the others' fits, in their standard deviations.
+    """
+    every = unit(torch.cat([texts, others]).cpu())  # (M + N, D)
+    fits = (encoding.mask_embeddings @ every.T).amax(0) + encoding.image_embedding @ every.T
+    fits, of_others = fits[: len(texts), None], fits[len(texts) :]
     same = 1e-6  # a text is not above itself, however it was rounded
-    return (1 + int((fits[1:] > fits[0] + same).sum())) / len(texts)
+    p = (1 + (of_others > fits + same).sum(1)).double() / (1 + len(others))
+    far = (fits[:, 0] - of_others.mean()) / of_others.std()
+    return p, torch.special.ndtr(far)
 
 
 @cached_by_model
@@ -301,7 +307,8 @@ def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Sc
         wanted, sizes = [(layer, options.maps), last, fine], SCALES
     is_fast, scales = choose_precision(options.precision, model.device) == "bfloat16", []
     for size in sizes:
-        side = int(-(-model.input_size * size // model.stride) * model.stride)  # whole cells
+        whole = int(-(-model.input_size * size // model.stride) * model.stride)  # cells of full size
+        side = model.input_size if size == 1 else whole
         pixels = model.preprocess(image, options.fit, side)[None]
         if size > 1:  # at size 1, the maps are plain VL-Score's, bit for bit
             pixels = pixels.to(memory_format=torch.channels_last)
@@ -412,6 +419,96 @@ def localize(
         base_score=base.item(),
         p_absent=p,
     )
+
+
+# ── Labels: every class in many photos ───────────────────────────────────────────────────────────
+
+
+class Labeller:
+    """Finds things of several classes in photos, one photo after the other.
+
+    A class whose `p_absent` is above `PRESENT` is left out.  A box's score is how sure the model is of the
+    class, see `judge_presence`, times the highest value of the heat map in the box, as a share of the map's.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        classes,
+        templates=(TEMPLATE,),
+        encodings=None,
+        encodings_limit: float | None = None,
+        temperature: float | None = None,
+        threshold: float | None = None,
+        min_score: float = 0.0,
+        **options,
+    ):
+        """
+        Args:
+            classes: their names; or class -> its names, whose embeddings are averaged, see
+                `class_embedding`.
+            templates: prompts with ``{}`` where the name goes.
+            encodings: a folder that keeps each photo's encoding, so that it is encoded once for all words.
+            encodings_limit: of that folder in GB, see `EncodingStore`; none by default.
+            temperature, threshold: τ and α; the model's own by default.
+            min_score: boxes of a lower score are left out.
+            options: of `EncodingOptions`; ``refined`` by default.
+
+        Raises:
+            VLScoreError: a class that is named twice, or an option out of range.
+        """
+        self.model, self.options = model, EncodingOptions(**{"refined": True} | options)
+        self.options.check()
+        self.temperature, self.threshold, self.min_score = temperature, threshold, min_score
+        self.store = encodings and EncodingStore(encodings, model, self.options, encodings_limit)
+        names = check_classes(classes)
+        self.texts = {each: class_embedding(model, words, templates).cpu() for each, words in names.items()}
+
+    def __call__(self, path) -> LabelledPhoto:
+        """Label a photo.
+
+        Raises:
+            VLScoreError: it cannot be read.
+        """
+        encoding = read_encoding(self.model, path, self.options, self.store)
+        boxes = [each for each in self.find(encoding) if each.score >= self.min_score]
+        return LabelledPhoto(str(path), encoding.fit.size, boxes)
+
+    def judge(self, path) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether a photo shows each class, without boxes: `judge_presence` of the maps that were encoded."""
+        rows = self.store.read_rows(read_content(path)) if self.store else None
+        if rows is None:
+            encoding = read_encoding(self.model, path, self.options, self.store)
+            embeddings = encoding.mask_embeddings[encoding.indices]
+            rows = Rows(embeddings, encoding.base_embedding, encoding.image_embedding)
+        return judge_presence(rows, torch.stack(list(self.texts.values())), embed_other_words(self.model))
+
+    def find(self, encoding: Encoding) -> list[LabelledBox]:
+        """The boxes of all classes in an encoding."""
+        p, sure = judge_presence(
+            encoding, torch.stack(list(self.texts.values())), embed_other_words(self.model)
+        )
+        tau = encoding.temperature if self.temperature is None else self.temperature
+        found = []
+        for n, (name, text) in enumerate(self.texts.items()):
+            heat = saliency(encoding, text, tau) if p[n] <= PRESENT else None
+            for box in find_boxes(heat, encoding, self.threshold):
+                score = sure[n].item() * warmth(heat, box, encoding)
+                found.append(LabelledBox(name, round(score, 6), box))
+        return found
+
+
+def label(model: Model, paths, classes, **options):
+    """Label photos, see `Labeller`, whose arguments the options are -> a `LabelledPhoto` of each, in turn."""
+    return map(Labeller(model, classes, **options), paths)
+
+
+def read_encoding(model: Model, path, options: EncodingOptions, store: EncodingStore | None) -> Encoding:
+    """Encode a photo, or take its encoding from a store."""
+    if store is None:
+        return encode_images(model, [path], options)[0]
+    content = read_content(path)
+    return store.read(content) or store.write(content, encode_images(model, [path], options)[0])
 
 
 # ── Evaluation: every image measured once, all thresholds and temperatures read off one Encoding ─
@@ -598,6 +695,7 @@ from vlscore_lib.evaluation.metrics import (
     two_sided,
     wilson,
 )
+from vlscore_lib.evaluation.model_table import measure_models, tabulate_models
 from vlscore_lib.evaluation.runs import read_run, read_shard
 from vlscore_lib.evaluation.summaries import compare, summarize
 from vlscore_lib.evaluation.tables import ablation_table, published_table, summary_table
@@ -605,6 +703,7 @@ from vlscore_lib.figures import (
     BOX_COLOUR,
     COLOUR_MAP,
     draw_case_study,
+    draw_contact_sheet,
     draw_localizations,
     draw_overlay,
     render_jpeg,
@@ -613,10 +712,15 @@ from vlscore_lib.figures import (
 )
 from vlscore_lib.files import read_json, write_whole
 from vlscore_lib.images import Fit
+from vlscore_lib.labelling.formats import FORMATS as LABEL_FORMATS
+from vlscore_lib.labelling.formats import write_labels
+from vlscore_lib.labelling.labels import Journal
+from vlscore_lib.labelling.photos import find_photos
 from vlscore_lib.masks import make_masks, varies
 from vlscore_lib.models.base import list_sources, principal_maps, tapped
 from vlscore_lib.models.checkpoints import build_clip, load_checkpoint, load_scenes
 from vlscore_lib.models.facts import CLIP_NAMES, OFFLINE_MODEL, SCENES_MODELS, clip_file, scenes_file
+from vlscore_lib.models.listing import list_models
 from vlscore_lib.models.openai_clip import CLIP_MEAN, CLIP_STD, ClipModel, import_clip
 from vlscore_lib.models.registry import FAMILIES, find_family
 from vlscore_lib.options import FITS, MAPS, PRECISIONS
@@ -624,127 +728,28 @@ from vlscore_lib.prompts import imagenet_classes, imagenet_label
 from vlscore_lib.selection import mask_cells, mask_similarity
 from vlscore_lib.widgets import make_picture_slider
 
+# fmt: off
 __all__ = [
-    "BOX_COLOUR",
-    "CLIP_MEAN",
-    "CLIP_NAMES",
-    "CLIP_STD",
-    "COLOUR_MAP",
-    "FAMILIES",
-    "FITS",
-    "LAYOUTS",
-    "MAPS",
-    "OFFLINE_MODEL",
-    "PRECISIONS",
-    "PRESENT",
-    "SCENES_MODELS",
-    "SHARES",
-    "TEMPLATE",
-    "AnnotatedPhoto",
-    "ClipModel",
-    "CosineScorer",
-    "Dataset",
-    "Encoding",
-    "EncodingOptions",
-    "Fit",
-    "Localization",
-    "Model",
-    "Protocol",
-    "Run",
-    "Scale",
-    "VLScoreError",
-    "__version__",
-    "ablation_table",
-    "as_facts",
-    "as_text",
-    "auroc",
-    "box_iou",
-    "build_clip",
-    "choose_batch_size",
-    "choose_precision",
-    "class_embedding",
-    "class_embeddings",
-    "clip_file",
-    "cluster_maps",
-    "compare",
-    "compute_cam",
-    "compute_gscorecam",
-    "constant_box",
-    "diffuse",
-    "discriminate",
-    "draw_case_study",
-    "draw_localizations",
-    "draw_overlay",
-    "embed_other_words",
-    "encode",
-    "encode_images",
-    "evaluate",
-    "fast_encoder",
-    "find_box_at",
-    "find_boxes",
-    "find_family",
-    "find_layout",
-    "find_peak",
-    "fit_region",
-    "hand_boxed_photos",
-    "heat_map",
-    "imagenet_classes",
-    "imagenet_label",
-    "import_clip",
-    "interval",
-    "list_sources",
-    "load_checkpoint",
-    "load_image",
-    "load_model",
-    "load_scenes",
-    "localize",
-    "locate_seed",
-    "make_masks",
-    "make_picture_slider",
-    "mask_cells",
-    "mask_similarity",
-    "mass_in_boxes",
-    "max_box_acc",
-    "max_box_acc_v2",
-    "mean_map",
-    "measure",
-    "measure_shard",
-    "method_name",
-    "p_absent",
-    "paired_difference",
-    "playground",
-    "predict_embeddings",
-    "principal_maps",
-    "prompt_templates",
-    "published_table",
-    "read_classes",
-    "read_dataset",
-    "read_json",
-    "read_run",
-    "read_scales",
-    "read_shard",
-    "read_voc",
-    "refine",
-    "render_jpeg",
-    "resample",
-    "rounded",
-    "saliency",
-    "scenes",
-    "scenes_file",
-    "scores",
-    "select_maps",
-    "share_with_interval",
-    "show_boxes",
-    "show_heat",
-    "split_instances",
-    "summarize",
-    "summary_table",
-    "sweep_boxes",
-    "tapped",
-    "two_sided",
-    "unit",
-    "varies",
-    "weights",
-    "wilson",
-    "write_whole",
+    "BOX_COLOUR", "CLIP_MEAN", "CLIP_NAMES", "CLIP_STD", "COLOUR_MAP", "FAMILIES", "FITS", "LABEL_FORMATS",
+    "LAYOUTS", "MAPS", "OFFLINE_MODEL", "PRECISIONS", "PRESENT", "SCENES_MODELS", "SHARES", "TEMPLATE",
+    "AnnotatedPhoto", "ClipModel", "CosineScorer", "Dataset", "Encoding", "EncodingOptions",
+    "EncodingStore", "Fit", "Journal", "LabelledBox", "LabelledPhoto", "Labeller", "Localization", "Model",
+    "Protocol", "Run", "Scale", "VLScoreError", "__version__", "ablation_table", "absolute_name",
+    "as_facts", "as_text", "auroc", "box_iou", "build_clip", "check_classes", "choose_batch_size",
+    "choose_precision", "class_embedding", "class_embeddings", "clip_file", "cluster_maps", "compare",
+    "compute_cam", "compute_gscorecam", "constant_box", "diffuse", "discriminate", "draw_case_study",
+    "draw_contact_sheet", "draw_localizations", "draw_overlay", "embed_other_words", "encode",
+    "encode_images", "evaluate", "fast_encoder", "find_box_at", "find_boxes", "find_family", "find_layout",
+    "find_peak", "find_photos", "fit_region", "hand_boxed_photos", "heat_map", "imagenet_classes",
+    "imagenet_label", "import_clip", "interval", "judge_presence", "label", "list_models", "list_sources",
+    "load_checkpoint", "load_image", "load_model", "load_scenes", "localize", "locate_seed", "make_masks",
+    "make_picture_slider", "mask_cells", "mask_similarity", "mass_in_boxes", "max_box_acc",
+    "max_box_acc_v2", "mean_map", "measure", "measure_models", "measure_shard", "method_name", "p_absent",
+    "paired_difference", "playground", "predict_embeddings", "principal_maps", "prompt_templates",
+    "published_table", "read_classes", "read_content", "read_dataset", "read_json", "read_run",
+    "read_scales", "read_shard", "read_voc", "refine", "render_jpeg", "resample", "rounded", "saliency",
+    "scenes", "scenes_file", "scores", "select_maps", "share_with_interval", "show_boxes", "show_heat",
+    "split_instances", "summarize", "summary_table", "sweep_boxes", "tabulate_models", "tapped",
+    "two_sided", "unit", "varies", "weights", "wilson", "write_labels", "write_whole",
 ]
+# fmt: on

@@ -12,15 +12,17 @@ import sys
 import tempfile
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
+from vlscore_label import add_label_options, add_search_options, run_label, run_search
 from vlscore_lib import __version__
 from vlscore_lib.datasets.imagenet import LAYOUTS
 from vlscore_lib.errors import VLScoreError, check_keep, check_temperature, check_threshold, import_extra
 from vlscore_lib.evaluation.protocol import Protocol
 from vlscore_lib.files import drop_nan, read_json, write_whole
-from vlscore_lib.models.registry import FAMILIES
+from vlscore_lib.models.listing import Listed, describe_libraries, list_models
 from vlscore_lib.options import FITS, MAPS, PRECISIONS, EncodingOptions
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
@@ -70,7 +72,18 @@ def build_parser() -> Parser:
     add("first", metavar="RUN_A", help="the folder of a run")
     add("second", metavar="RUN_B", help="another")
     add("--json", action="store_true", help="print one JSON object and nothing else")
-    commands.add_parser("models", help="list the models and whether they can be loaded here")
+    for name, add_options, help in (
+        ("label", add_label_options, "boxes of several classes for all photos of a folder"),
+        ("search", add_search_options, "the photos of a folder that show a thing, the surest first"),
+    ):
+        command = commands.add_parser(name, help=help)
+        add_options(command.add_argument, add_encoding_options)
+        command.set_defaults(keep=64)
+    add = commands.add_parser(
+        "models", help="list the models and whether they can be loaded here"
+    ).add_argument
+    add("family", metavar="FAMILY", nargs="?", help="own (default), open_clip, hf")
+    add("word", metavar="WORD", nargs="?", default="", help="only names that hold it")
     return parser
 
 
@@ -140,6 +153,13 @@ def encoding_options(options) -> dict:
         "fit": options.fit,
         "refined": options.refined,
     }
+
+
+def folder_options(options) -> dict:
+    """The same for the commands on folders, which refine unless told otherwise."""
+    if options.refined and options.plain:
+        raise VLScoreError("--refined and --plain contradict each other: leave one out")
+    return encoding_options(options) | {"refined": not options.plain}
 
 
 def protocol_options(options) -> dict:
@@ -247,13 +267,27 @@ def run_compare(options) -> None:
 
 
 def run_models(options) -> None:
-    """Print a row for each model: name, whether its weights are here, τ, α, α of refined maps, what it is."""
-    print(f"{'model':15} {'here':5} {'τ':>5} {'α':>5} {'refined':>7}  what it is")
-    for family in FAMILIES:
-        for name, defaults in family.models.items():
-            here = "yes" if family.is_here(name) else "no"
-            print("{:15} {:5} {:5} {:5} {:7}  {}".format(name, here, *defaults, family.describe(name)))
+    """Print the models of a family, a row for each; by default our own, then where those of others are."""
+    if options.family:
+        found = list_models(options.family, options.word)
+        width = max(len(each.name) for each in found)
+        print(f"{'model':{width}} {'here':5} {'size':>9}  what it is")
+        for each in found:
+            print(f"{each.name:{width}} {format_place(each)}  {each.note}")
+        return
+    print(f"{'model':15} {'here':5} {'τ':>5} {'α':>5} {'refined':>7} {'size':>9}  what it is")
+    for each in list_models("own"):
+        here, size = format_place(each).split(maxsplit=1)
+        print("{:15} {:5} {:5} {:5} {:7} {:>9}  {}".format(each.name, here, *each.defaults, size, each.note))
+    for family, state, note in describe_libraries():
+        print(f"{family:15} {note}; {state}; `vlscore models {family}` lists them")
     print("PATH            a checkpoint in OpenAI's or Hugging Face's layout; PATH:gelu if trained with GELU")
+
+
+def format_place(model: Listed) -> str:
+    """Whether a model's weights are here, and their size in MB."""
+    size = "?" if model.megabytes is None else f"{model.megabytes:,.0f} MB"
+    return f"{'yes' if model.is_here else 'no':5} {size:>9}"
 
 
 COMMANDS = {
@@ -261,6 +295,8 @@ COMMANDS = {
     "evaluate": run_evaluate,
     "compare": run_compare,
     "models": run_models,
+    "label": lambda options: run_label(options, folder_options(options), partial(Pace, name="labelling")),
+    "search": lambda options: run_search(options, folder_options(options), partial(Pace, name="looking")),
 }
 
 
@@ -358,8 +394,8 @@ def show_checking(photos):
 class Pace:
     """Images a second and the time left, on stderr: a bar, or a line every half minute without a terminal."""
 
-    def __init__(self, total):
-        self.total, self.bar = total, None
+    def __init__(self, total, name="evaluating"):
+        self.total, self.name, self.bar = total, name, None
 
     def __call__(self, count, measured=True):
         from tqdm import tqdm
@@ -367,7 +403,7 @@ class Pace:
         if self.bar is None:  # not before there is something to show: an error is told in one line
             every = 0.1 if sys.stderr.isatty() else 30
             self.bar = tqdm(
-                desc="evaluating", total=self.total, unit="image", mininterval=every, maxinterval=every
+                desc=self.name, total=self.total, unit="image", mininterval=every, maxinterval=every
             )
         if not measured:
             self.bar.initial += count

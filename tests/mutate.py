@@ -125,8 +125,8 @@ MUTATIONS = (
     Mutation(
         "absent words left out of p",
         "vlscore.py",
-        "(fits[1:] > fits[0] + same).sum()",
-        "(fits[1:] < fits[0] + same).sum()",
+        "(of_others > fits + same).sum(1)",
+        "(of_others < fits + same).sum(1)",
         (REFINEMENT,),
     ),
     Mutation(
@@ -145,9 +145,9 @@ MUTATIONS = (
     ),
     Mutation(
         "class token taken for a patch",
-        "vlscore_lib/models/openai_clip.py",
-        "return tokens[1:].permute(1, 2, 0)",
-        "return tokens[:-1].permute(1, 2, 0)",
+        "vlscore_lib/models/vit.py",
+        "return tokens[:, prefix:].transpose(1, 2)",
+        "return tokens[:, : tokens.shape[1] - prefix].transpose(1, 2)",
         (f"{MAPS}::test_a_cell_belongs_to_the_patch_in_its_place", MAPS),
     ),
     Mutation(

@@ -1,6 +1,8 @@
 """What the files of the repository promise each other."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from itertools import chain
@@ -122,3 +124,27 @@ def test_every_page_of_the_book_is_in_its_contents():
     listed = {contents["root"], *(chapter["file"] for chapter in contents["chapters"])}
     pages = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
     assert {str(page.relative_to(ROOT).with_suffix("")) for page in pages} == listed
+
+
+def test_the_book_s_build_looks_into_no_hidden_folder(tmp_path):
+    """Environments stand in such folders, of any name, with pages of their own."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    config = {"title": "A book", "exclude_patterns": config["exclude_patterns"]}
+    (tmp_path / "_config.yml").write_text(yaml.safe_dump(config))
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: index\n")
+    (tmp_path / "index.md").write_text("# The one page\n")
+    for folder in (".venv/lib", ".conda", "notebooks/.ipynb_checkpoints", "a/.b/c"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "page.md").write_text("# Bad\n{doc}`nowhere`\n")
+    command = [
+        Path(sys.executable).with_name("jupyter-book"),
+        "build",
+        ".",
+        "-W",
+        "-n",
+        "--keep-going",
+        "--all",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(page.name for page in tmp_path.glob("_build/html/**/page.html")) == []

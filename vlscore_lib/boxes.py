@@ -7,7 +7,7 @@ import torch
 
 from vlscore_lib.encoding import Encoding
 from vlscore_lib.images import Fit
-from vlscore_lib.masks import make_masks
+from vlscore_lib.masks import heat_map, make_masks
 from vlscore_lib.refinement import split_components
 
 
@@ -60,6 +60,17 @@ def find_peak(saliency: torch.Tensor, encoding: Encoding) -> tuple[float, float]
     row, column = divmod(int(saliency.argmax()), w)
     x0, y0, x1, y1 = encoding.fit.region
     return x0 + (x1 - x0) * column / max(w - 1, 1), y0 + (y1 - y0) * row / max(h - 1, 1)
+
+
+def warmth(saliency: torch.Tensor, box, encoding: Encoding) -> float:
+    """The highest value of a saliency map (h, w) in a box, as a share of its highest of all."""
+    S, (rx0, ry0, rx1, ry1) = encoding.input_size, encoding.fit.region
+    heat = heat_map(saliency, S)
+    columns = [int((x - rx0) / (rx1 - rx0) * S) for x in box[::2]]
+    rows = [int((y - ry0) / (ry1 - ry0) * S) for y in box[1::2]]
+    (x0, x1), (y0, y1) = ((max(low, 0), max(high, low + 1)) for low, high in (columns, rows))
+    inside = heat[y0:y1, x0:x1]
+    return inside.max().item() if inside.numel() else 0.0
 
 
 def find_box_at(point, boxes) -> int | None:

@@ -48,6 +48,15 @@ def check_choice(value: str, choices, name: str) -> None:
         raise VLScoreError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
 
 
+def nearest(word: str, known: list[str]) -> str:
+    """A hint for a word that is not known: the known ones nearest to it, in upper or lower case."""
+    from difflib import get_close_matches
+
+    plain = {each.lower(): each for each in known}
+    found = [plain[each] for each in get_close_matches(word.lower(), list(plain), n=4, cutoff=0.3)]
+    return f"choose {', '.join(found or known[:4])}" + (" or another" if len(known) > 4 else "")
+
+
 def import_extra(module: str, extra: str):
     """Import a module that comes with one of the package's extras.
 

@@ -146,6 +146,33 @@ def draw_overlay(image, saliency, encoding: Encoding, boxes=(), title: str = "",
     return render_jpeg(figure)
 
 
+def draw_contact_sheet(photos, ending: str = ".jpg", columns: int = 5, side: int = 240) -> bytes:
+    """Photos with their boxes in a grid, row by row -> the content of a JPEG or PNG file.
+
+    Args:
+        photos: (path, boxes) of each, boxes in pixels of the photo.
+        side: of a photo's place in pixels.
+    """
+    from PIL import Image, ImageDraw
+
+    columns = min(columns, max(len(photos), 1))
+    rows = max(-(-len(photos) // columns), 1)
+    sheet = Image.new("RGB", (columns * side, rows * side), "white")
+    for n, (path, boxes) in enumerate(photos):
+        image = load_image(path)
+        scale = (side - 8) / max(image.size)
+        small = image.resize([max(1, round(length * scale)) for length in image.size])
+        draw = ImageDraw.Draw(small)
+        for box in boxes:
+            draw.rectangle([value * scale for value in box], outline=BOX_COLOUR, width=3)
+        row, column = divmod(n, columns)
+        left, top = ((side - length) // 2 for length in small.size)
+        sheet.paste(small, (column * side + left, row * side + top))
+    content = BytesIO()
+    sheet.save(content, "PNG" if ending.lower() == ".png" else "JPEG")
+    return content.getvalue()
+
+
 def plain_text(text, limit=60):
     """Text that matplotlib shows as it is: no mathematics, no line breaks, not too long."""
     text = " ".join(text.split()).replace("$", r"\$")

@@ -23,6 +23,18 @@ PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", b"acTL", b"f
 EXIF_AS_TEXT = b"Raw profile type exif\0"
 
 
+def read_content(path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        VLScoreError: no such file, or one that cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise VLScoreError(f"{path} cannot be read ({error.strerror}): check the photo's path") from None
+
+
 def load_image(source, formats=None, megapixels: float | None = None) -> Image.Image:
     """Open an image as upright 8-bit RGB.
 

@@ -1,0 +1,225 @@
+"""The commands `label` and `search` on a folder of drawn scenes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+import vlscore
+
+MODEL = ["--model", "scenes-rn", "--keep", "16", "--precision", "float32"]
+CLASSES = ["blue heart", "red ring", "purple drop", "orange cross", "cyan arrow"]  # in some of the scenes
+WORDS = ["--classes", ",".join(CLASSES)]
+
+
+@pytest.fixture(scope="module")
+def folder(drawn, tmp_path_factory):
+    """Twelve scenes, some in folders, with names that have spaces and accents."""
+    folder = tmp_path_factory.mktemp("photos") / "my photos"
+    for n, photo in enumerate(vlscore.read_dataset(drawn).photos[:12]):
+        place = folder / ("" if n % 3 else "für dich") / f"scene {n}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo.path, place)
+    return folder
+
+
+def label(run, folder, out, *options):
+    return run("label", folder, "--out", out, *WORDS, *MODEL, *options)
+
+
+def contents(out):
+    files = (file for file in sorted(out.rglob("*")) if file.is_file())
+    return {file.relative_to(out).as_posix(): file.read_bytes() for file in files}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, tmp_path_factory):
+    """What is written when nothing happens."""
+    out = tmp_path_factory.mktemp("labels") / "out"
+    done = subprocess.run(
+        [
+            *program(),
+            "label",
+            folder,
+            "--classes",
+            ",".join(CLASSES),
+            "--out",
+            out,
+            *MODEL,
+            "--format",
+            "coco,yolo",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return contents(out)
+
+
+def program():
+    return [sys.executable, "-c", "import sys, vlscore_cli; sys.exit(vlscore_cli.main())"]
+
+
+def test_boxes_are_those_of_localize(run, folder, tmp_path):
+    """A class is in the labels exactly where a refined localization says so, with the same boxes."""
+    assert label(run, folder, tmp_path / "out")[0] == 0
+    facts = json.loads((tmp_path / "out" / "coco.json").read_text())
+    model, count = vlscore.load_model("scenes-rn"), 0
+    for image in facts["images"]:
+        options = {"keep": 16, "precision": "float32", "refined": True}
+        encoding = vlscore.encode(model, folder / image["file_name"], **options)
+        assert (image["width"], image["height"]) == (224, 224)
+        for number, name in enumerate(CLASSES, 1):
+            found = vlscore.localize(model, encoding, f"an image of a {name}.")
+            of_class = [
+                each
+                for each in facts["annotations"]
+                if (each["image_id"], each["category_id"]) == (image["id"], number)
+            ]
+            boxes = [(x, y, x + w, y + h) for x, y, w, h in (each["bbox"] for each in of_class)]
+            assert boxes == found.boxes
+            assert all(0 < each["score"] <= 1 for each in of_class)
+            count += len(boxes)
+    assert count > 3
+
+
+def test_killed_at_any_moment_and_begun_again_it_writes_the_same(folder, undisturbed, tmp_path):
+    out, kills = tmp_path / "out", 0
+    command = [*program(), "label", folder, "--out", out, *WORDS, *MODEL, "--format", "coco,yolo"]
+    for wait in (0.0, 0.05, 0.1, 0.2, 0.4):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        journal, start = out / "labels.jsonl", time.monotonic()
+        done = journal.read_bytes().count(b"\n") if journal.exists() else 0
+        while process.poll() is None and time.monotonic() - start < 60:
+            if journal.exists() and journal.read_bytes().count(b"\n") > done:
+                time.sleep(wait)
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.005)
+        process.wait()
+    assert kills >= 3
+    lines = (out / "labels.jsonl").read_bytes().splitlines()
+    places = [json.loads(line)["photo"] for line in lines[1:] if line.endswith(b"}")]
+    assert len(places) == len(set(places))  # none was done twice
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    found = {name: content for name, content in contents(out).items() if ".vlscore-" not in name}
+    assert found == undisturbed
+
+
+def test_other_words_from_stored_encodings_take_no_encoder_pass(run, folder, tmp_path, monkeypatch):
+    kept = ["--encodings", tmp_path / "encodings"]
+    assert label(run, folder, tmp_path / "one", *kept)[0] == 0
+    assert len(list((tmp_path / "encodings").iterdir())) == 12
+    words = ["--classes", "purple ring,cyan cross", *MODEL]
+    fresh = run("label", folder, "--out", tmp_path / "fresh", *words)
+
+    def refuse(*_, **__):
+        raise AssertionError("a photo was encoded")
+
+    monkeypatch.setattr(vlscore, "encode_images", refuse)
+    monkeypatch.setattr(vlscore.Model, "encode_image", refuse)
+    again = run("label", folder, "--out", tmp_path / "again", *words, *kept)
+    assert fresh[0] == again[0] == 0
+    boxes = [
+        [
+            (each["image_id"], each["bbox"])
+            for each in json.loads((out / "coco.json").read_text())["annotations"]
+        ]
+        for out in (tmp_path / "fresh", tmp_path / "again")
+    ]
+    assert boxes[0] == boxes[1]
+    code, out, _ = run("search", folder, "an image of a red circle.", "--json", *MODEL, *kept)
+    assert code == 0 and len(json.loads(out)["results"]) == 12
+
+
+def test_search_puts_the_surest_first(run, folder, tmp_path):
+    sheet = tmp_path / "sheet.jpg"
+    options = ["--top", "5", "--out", sheet, "--json", *MODEL]
+    code, out, _ = run("search", folder, "an image of a red circle.", *options)
+    results = json.loads(out)["results"]
+    assert (code, len(results)) == (0, 5)
+    order = [(each["p_absent"], -each["score"]) for each in results]
+    assert order == sorted(order)
+    with Image.open(sheet) as picture:
+        assert picture.size == (1200, 240)
+    lines = run("search", folder, "an image of a red circle.", "--top", "5", *MODEL)[1].splitlines()
+    assert [each["image"] in line for each, line in zip(results, lines, strict=True)] == [True] * 5
+
+
+def test_a_broken_photo_is_named_or_left_out(run, folder, tmp_path):
+    broken = shutil.copytree(folder, tmp_path / "photos")
+    (broken / "broken.jpg").write_bytes((folder / "scene 1.jpg").read_bytes()[:2000])
+    code, out, err = label(run, broken, tmp_path / "out")
+    assert code == 2 and "broken.jpg" in err and "--skip-bad" in err
+    code, out, err = label(run, broken, tmp_path / "out", "--skip-bad")
+    assert code == 0 and "left out" in err and "broken.jpg" in err
+    assert "of 12 photos" in out
+    facts = json.loads((tmp_path / "out" / "coco.json").read_text())
+    assert len(facts["images"]) == 12
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--classes", "dog", "--classes-file", "x"], "either --classes or --classes-file"),
+        ([], "either --classes or --classes-file"),
+        (["--classes", "red circle,red circle"], "named twice"),
+        (["--classes", "red circle,"], "without a name"),
+        (["--classes-file", "/no/such/file"], "cannot be read"),
+        (["--classes", "red circle", "--format", "pascal"], "unknown --format 'pascal'"),
+        (["--classes", "red circle", "--min-score", "2"], "--min-score is 2"),
+        (["--classes", "red circle", "--refined", "--plain"], "contradict"),
+        (
+            ["--classes", "red circle", "--encodings-limit", "-1", "--encodings", "e"],
+            "--encodings-limit is -1",
+        ),
+    ],
+)
+def test_bad_input_is_told_in_a_line(run, folder, tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("label", folder, "--out", tmp_path / "out", *MODEL, *options)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
+    assert not (tmp_path / "out" / "coco.json").exists()
+
+
+def test_an_empty_folder_and_an_output_of_something_else(run, folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "has no photo" in label(run, tmp_path / "empty", tmp_path / "out")[2]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    assert "holds something else" in label(run, folder, tmp_path / "other")[2]
+
+
+def test_a_word_that_the_model_does_not_know_is_said(run, folder, tmp_path):
+    code, _, err = run("label", folder, "--classes", "red zebra", "--out", tmp_path / "out", *MODEL)
+    assert code == 0
+    assert "scenes-rn does not know 'zebra'" in err
+
+
+def test_classes_of_a_file_and_a_least_score(run, folder, tmp_path):
+    (tmp_path / "words.txt").write_text("\n".join(CLASSES) + "\n\n", encoding="utf-8-sig")
+    options = ["--classes-file", tmp_path / "words.txt", "--out"]
+    assert run("label", folder, *options, tmp_path / "all", *MODEL)[0] == 0
+    assert run("label", folder, *options, tmp_path / "few", *MODEL, "--min-score", "0.99")[0] == 0
+    every, few = (json.loads((tmp_path / each / "coco.json").read_text()) for each in ("all", "few"))
+    assert [each["name"] for each in every["categories"]] == CLASSES
+    sure = [each["bbox"] for each in every["annotations"] if each["score"] >= 0.99]
+    assert [each["bbox"] for each in few["annotations"]] == sure
+    assert len(sure) < len(every["annotations"])
+
+
+def test_python_labels_photo_by_photo(scenes_rn, folder):
+    paths = vlscore.find_photos(folder)[:3]
+    results = vlscore.label(scenes_rn, paths, CLASSES, keep=8, precision="float32")
+    first = next(results)
+    assert (first.place, first.size) == (str(paths[0]), (224, 224))
+    assert len(list(results)) == 2
+    assert os.path.exists(first.place)

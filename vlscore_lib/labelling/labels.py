@@ -1,0 +1,137 @@
+"""What was found in photos, and the journal that keeps it photo by photo."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from vlscore_lib.errors import VLScoreError
+from vlscore_lib.files import write_whole
+
+JOURNAL = "labels.jsonl"
+UNFINISHED = ".vlscore-"  # what a file begins with that a kill left half-written, see `write_whole`
+
+
+class LabelledBox(NamedTuple):
+    """A box of a class.
+
+    Attributes:
+        label: the class.
+        score: how sure the model is, in [0, 1], see `vlscore.label`.
+        box: (x0, y0, x1, y1) in pixels of the upright photo, half-open.
+    """
+
+    label: str
+    score: float
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class LabelledPhoto:
+    """What was found in a photo.
+
+    Attributes:
+        place: its path below the folder, with slashes.
+        size: (W, H) of the upright photo in pixels.
+        boxes: of all classes that were found, in the order of the classes.
+    """
+
+    place: str
+    size: tuple[int, int]
+    boxes: list[LabelledBox]
+
+
+def check_classes(classes) -> dict[str, list[str]]:
+    """Class -> its names, from a list of names or such a table.
+
+    Raises:
+        VLScoreError: no class, an empty one, or one that is named twice.
+    """
+    if isinstance(classes, str):
+        raise VLScoreError(f"one text where a list of classes belongs: write [{classes!r}]")
+    names = [str(each).strip() for each in classes]
+    if not names or not all(names):
+        raise VLScoreError(
+            "there is no class to look for, or one without a name: give names, such as dog,cat"
+        )
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise VLScoreError(f"the class {twice!r} is named twice: take one out")
+    lists = classes.values() if isinstance(classes, dict) else ([name] for name in names)
+    return dict(zip(names, map(list, lists)))
+
+
+class Journal:
+    """A file with a line for each photo that is done, so that a labelling that was killed goes on.
+
+    The first line tells the classes and the options.  A last line that was cut short is dropped.
+    """
+
+    def __init__(self, folder, parameters: dict):
+        """
+        Raises:
+            VLScoreError: the folder holds something else, or labels of other classes or options.
+        """
+        self.folder, self.parameters = Path(folder), json.loads(json.dumps(parameters))
+        self.file = self.folder / JOURNAL
+        if self.folder.exists() and not self.folder.is_dir():
+            raise VLScoreError(f"{folder} is a file: choose a folder for the labels")
+        if not self.file.exists():
+            others = [each for each in self.folder.glob("*") if not each.name.startswith(UNFINISHED)]
+            if others:
+                raise VLScoreError(f"{folder} holds something else than labels: choose an empty folder")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self.file, encode_line({"parameters": self.parameters}))
+        self.photos: dict[str, LabelledPhoto] = {}
+        self.skipped: dict[str, str] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Read what is done, and drop a line that was cut short."""
+        content = self.file.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        try:
+            first, *lines = map(json.loads, whole.decode().splitlines())
+            other = first["parameters"] != self.parameters
+            for line in [] if other else lines:
+                if "skipped" in line:
+                    self.skipped[line["photo"]] = line["skipped"]
+                else:
+                    boxes = [LabelledBox(label, score, tuple(box)) for label, score, box in line["boxes"]]
+                    self.photos[line["photo"]] = LabelledPhoto(line["photo"], tuple(line["size"]), boxes)
+        except (ValueError, KeyError, TypeError) as error:
+            raise VLScoreError(f"{self.file} is damaged ({error}): take {self.folder} away") from None
+        if other:
+            told = {key for key, value in self.parameters.items() if first["parameters"].get(key) != value}
+            raise VLScoreError(
+                f"{self.folder} holds labels made with other {', '.join(sorted(told)) or 'options'}:"
+                " choose another folder"
+            )
+        if len(whole) < len(content):
+            write_whole(self.file, whole)
+
+    def is_done(self, place: str) -> bool:
+        return place in self.photos or place in self.skipped
+
+    def add(self, photo: LabelledPhoto) -> None:
+        """Keep a photo that is done."""
+        self.photos[photo.place] = photo
+        boxes = [[each.label, each.score, each.box] for each in photo.boxes]
+        self.append({"photo": photo.place, "size": photo.size, "boxes": boxes})
+
+    def skip(self, place: str, why: str) -> None:
+        """Keep that a photo cannot be used, and why."""
+        self.skipped[place] = why
+        self.append({"photo": place, "skipped": why})
+
+    def append(self, facts: dict) -> None:
+        with self.file.open("ab") as file:
+            file.write(encode_line(facts))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def encode_line(facts: dict) -> bytes:
+    return (json.dumps(facts, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")

@@ -1,0 +1,214 @@
+"""Encodings on disk: each photo is encoded once for a model, its options, and any words."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from contextlib import suppress
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from vlscore_lib.encoding import Encoding, Scale
+from vlscore_lib.errors import VLScoreError, check_at_least
+from vlscore_lib.files import write_whole
+from vlscore_lib.images import Fit
+from vlscore_lib.models.base import Model
+from vlscore_lib.options import EncodingOptions
+from vlscore_lib.selection import predict_embeddings
+
+ENDING = ".encoding"
+LARGEST_HALF = 60_000.0  # beyond which half precision has no number
+
+
+class Rows(NamedTuple):
+    """What a photo's encoding tells of texts, without its maps.
+
+    Attributes:
+        mask_embeddings: (K, D), of the maps that went through the encoder, unit.
+        base_embedding, image_embedding: (D,), unit.
+    """
+
+    mask_embeddings: torch.Tensor
+    base_embedding: torch.Tensor
+    image_embedding: torch.Tensor
+
+
+class EncodingStore:
+    """A folder of encodings, found by a photo's content, the model's weights and the options.
+
+    Several processes may use one at a time: a file is written whole, and one that another has taken away
+    is encoded again.
+    """
+
+    def __init__(self, folder, model: Model, options: EncodingOptions, limit: float | None = None):
+        """
+        Args:
+            limit: of the folder in GB, beyond which the encodings that were not used for longest are
+                taken away; none by default.
+
+        Raises:
+            VLScoreError: the folder cannot be made, or the limit is below 0.
+        """
+        check_at_least(0, limit, "--encodings-limit")
+        self.folder, self.model, self.limit = Path(folder), model, limit
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise VLScoreError(
+                f"{folder} cannot hold encodings ({error.strerror}): choose a folder"
+            ) from None
+        facts = asdict(options) | {"model": model.checksum(), "name": model.name}
+        facts.pop("batch_size")  # which changes nothing but the speed
+        self.base = sha256(json.dumps(facts, sort_keys=True).encode()).digest()
+
+    def file(self, content: bytes) -> Path:
+        """Where the encoding of a photo's file with this content is."""
+        return self.folder / f"{sha256(self.base + sha256(content).digest()).hexdigest()[:40]}{ENDING}"
+
+    def read(self, content: bytes) -> Encoding | None:
+        """The encoding of a photo's file with this content; None where it is not here, or damaged."""
+        return self.use(content, lambda file: unpack(file, self.model))
+
+    def read_rows(self, content: bytes) -> Rows | None:
+        """What the encoding tells of texts, see `Rows`; None as in `read`."""
+        return self.use(content, read_rows)
+
+    def use(self, content: bytes, read):
+        """Read a file in some way, and note that it was used; None where it is not here, or damaged."""
+        file = self.file(content)
+        with suppress(OSError, VLScoreError):
+            found = read(file)
+            os.utime(file)
+            return found
+        return None
+
+    def write(self, content: bytes, encoding: Encoding) -> Encoding:
+        """Keep an encoding -> as it will be read, so that it makes no difference who encoded it."""
+        file = self.file(content)
+        write_whole(file, pack(encoding, self.model))
+        if self.limit is not None:
+            self.shrink()
+        return unpack(file, self.model)
+
+    def shrink(self) -> None:
+        """Take away the encodings that were not used for longest, down to the limit."""
+        found = []
+        for file in self.folder.glob(f"*{ENDING}"):
+            with suppress(OSError):  # another process took it away
+                status = file.stat()
+                found.append((status.st_mtime_ns, status.st_size, file))
+        excess = sum(size for _, size, _ in found) - self.limit * 1e9
+        for _, size, file in sorted(found)[:-1]:  # never the newest
+            if excess <= 0:
+                break
+            file.unlink(missing_ok=True)
+            excess -= size
+
+
+def pack(encoding: Encoding, model: Model) -> bytes:
+    """An encoding in half precision, without what can be computed from the rest.
+
+    That are embeddings of maps that did not go through the encoder, which are predicted, and of cells of
+    the last layer.  Maps are compressed: behind a rectifier most of their cells are 0.
+    """
+    from safetensors.torch import save
+
+    tensors, shapes = {}, {}
+    of_last_layer = (encoding.layer, encoding.kind) == (model.layers[-1], "activation")
+
+    def keep(name: str, value: torch.Tensor, is_sparse: bool = True) -> None:
+        half = value.half() if value.abs().max() < LARGEST_HALF else value
+        if is_sparse:
+            shapes[name] = [*value.shape], str(half.dtype).removeprefix("torch.")
+            half = torch.frombuffer(bytearray(zlib.compress(half.numpy().tobytes(), 6)), dtype=torch.uint8)
+        tensors[name] = half.contiguous()
+
+    tensors["indices"] = encoding.indices.int()
+    keep("mask_embeddings", encoding.mask_embeddings[encoding.indices], is_sparse=False)
+    for name in ("base_embedding", "image_embedding"):
+        tensors[name] = getattr(encoding, name).contiguous()
+    keep("maps", encoding.maps)
+    scales = []
+    for n, scale in enumerate(encoding.scales):
+        is_same = scale.maps.shape == encoding.maps.shape and torch.equal(scale.maps, encoding.maps)
+        has_cells = scale.cells is not None
+        scales.append({"has_maps": not is_same, "has_cells": has_cells, "of_last_layer": of_last_layer})
+        if not is_same:
+            keep(f"scale {n} maps", scale.maps)
+        if has_cells and not of_last_layer:
+            keep(f"scale {n} cells", scale.cells)
+    if encoding.features is not None:
+        keep("features", encoding.features)
+    names = ("model", "layer", "kind", "input_size", "fit", "temperature", "threshold", "family", "refined")
+    facts = {name: getattr(encoding, name) for name in names} | {"scales": scales, "shapes": shapes}
+    return save(tensors, {"vlscore.store": json.dumps(facts)})
+
+
+def unpack(path: Path, model: Model) -> Encoding:
+    """Read what `pack` wrote.
+
+    Raises:
+        VLScoreError: another kind of file, or a damaged one.
+        OSError: no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["vlscore.store"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for name, (shape, dtype) in facts.pop("shapes").items():
+            values = np.frombuffer(zlib.decompress(tensors[name].numpy().tobytes()), dtype)
+            tensors[name] = torch.from_numpy(values.astype(np.float32)).reshape(shape)
+        maps, indices = tensors["maps"], tensors["indices"].long()
+        rows = torch.nn.functional.normalize(tensors["mask_embeddings"].float(), dim=-1)
+        embeddings = tensors["base_embedding"].repeat(len(maps), 1)
+        embeddings[indices] = rows
+        scales = []
+        for n, each in enumerate(facts.pop("scales")):
+            scale = tensors[f"scale {n} maps"] if each["has_maps"] else maps
+            cells = None
+            if each["has_cells"]:
+                cells = model.cell_embeddings(scale) if each["of_last_layer"] else tensors[f"scale {n} cells"]
+            scales.append(Scale(scale, cells))
+        size, region = facts.pop("fit")
+        return Encoding(
+            **facts,
+            fit=Fit(tuple(size), tuple(region)),
+            maps=maps,
+            indices=indices,
+            mask_embeddings=predict_embeddings(maps, indices, embeddings),
+            base_embedding=tensors["base_embedding"],
+            image_embedding=tensors["image_embedding"],
+            scales=tuple(scales),
+            features=tensors.get("features"),
+        )
+    except FileNotFoundError:
+        raise
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, zlib.error, RuntimeError) as error:
+        raise VLScoreError(f"{path} is no stored encoding ({error}): take it away") from None
+
+
+def read_rows(path: Path) -> Rows:
+    """Read `Rows` alone.
+
+    Raises:
+        VLScoreError: another kind of file, or a damaged one.
+        OSError: no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            rows = file.get_tensor("mask_embeddings").float()
+            return Rows(rows, file.get_tensor("base_embedding"), file.get_tensor("image_embedding"))
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise VLScoreError(f"{path} is no stored encoding ({error}): take it away") from None
