@@ -676,9 +676,11 @@ def playground(model: Model, image=None, prompt: str = TEMPLATE.format("cat"), k
 
 # ── Public names: those above, and those of the rooms below that are handed on ───────────────────
 
+
 from vlscore_lib import __version__, scenes
 from vlscore_lib.boxes import find_box_at, find_peak, mass_in_boxes
-from vlscore_lib.datasets.imagenet import LAYOUTS, find_layout, read_classes
+from vlscore_lib.datasets.imagenet import read_classes
+from vlscore_lib.datasets.layouts import LAYOUTS, find_layout
 from vlscore_lib.datasets.reading import read_dataset
 from vlscore_lib.datasets.voc import hand_boxed_photos, read_voc
 from vlscore_lib.encoding import as_facts, as_text
@@ -715,7 +717,6 @@ from vlscore_lib.images import Fit
 from vlscore_lib.labelling.formats import FORMATS as LABEL_FORMATS
 from vlscore_lib.labelling.formats import write_labels
 from vlscore_lib.labelling.labels import Journal
-from vlscore_lib.labelling.photos import find_photos
 from vlscore_lib.masks import make_masks, varies
 from vlscore_lib.models.base import list_sources, principal_maps, tapped
 from vlscore_lib.models.checkpoints import build_clip, load_checkpoint, load_scenes
@@ -724,6 +725,7 @@ from vlscore_lib.models.listing import list_models
 from vlscore_lib.models.openai_clip import CLIP_MEAN, CLIP_STD, ClipModel, import_clip
 from vlscore_lib.models.registry import FAMILIES, find_family
 from vlscore_lib.options import FITS, MAPS, PRECISIONS
+from vlscore_lib.photos import find_photos
 from vlscore_lib.prompts import imagenet_classes, imagenet_label
 from vlscore_lib.selection import mask_cells, mask_similarity
 from vlscore_lib.widgets import make_picture_slider

@@ -11,19 +11,20 @@ import os
 import sys
 import tempfile
 import warnings
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 from vlscore_label import add_label_options, add_search_options, run_label, run_search
 from vlscore_lib import __version__
-from vlscore_lib.datasets.imagenet import LAYOUTS
-from vlscore_lib.errors import VLScoreError, check_keep, check_temperature, check_threshold, import_extra
+from vlscore_lib.datasets.layouts import LAYOUTS
+from vlscore_lib.errors import VLScoreError, check_keep, check_temperature, check_threshold
 from vlscore_lib.evaluation.protocol import Protocol
 from vlscore_lib.files import drop_nan, read_json, write_whole
 from vlscore_lib.models.listing import Listed, describe_libraries, list_models
 from vlscore_lib.options import FITS, MAPS, PRECISIONS, EncodingOptions
+from vlscore_lib.progress import Pace, show_checking, show_progress
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
@@ -231,6 +232,7 @@ def run_evaluate(options) -> None:
     """Measure, and print layout and table; a run that is stopped goes on by --resume."""
     check_numbers(options)
     import vlscore
+    from vlscore_lib.evaluation.workers import start_cluster
 
     dataset = vlscore.read_dataset(options.root, **dataset_options(options), progress=show_checking)
     for line in dataset.bad:
@@ -242,7 +244,7 @@ def run_evaluate(options) -> None:
     model = vlscore.load_model(options.model)
     chosen = protocol_options(options)
     Protocol(**chosen).resolve(model)  # a bad option is told before workers are started
-    with start_cluster(options) as client, Pace(len(dataset.photos)) as pace:
+    with start_cluster(options.workers, options.scheduler) as client, Pace(len(dataset.photos)) as pace:
         vlscore.evaluate(model, dataset, options.out, options.resume, client, pace, **chosen)
     summary = read_json(Path(options.out) / "summary.json")
     print(vlscore.summary_table(summary), vlscore.published_table(), sep="\n\n", end="\n\n")
@@ -372,73 +374,6 @@ def write_picture(path: str, figure) -> None:
         write_whole(path, content.getvalue())
     except OSError as error:
         raise unwritable(path, error.strerror) from None
-
-
-# ── Progress and workers ─────────────────────────────────────────────────────────────────────────
-
-
-def show_progress(batches):
-    """A bar on stderr when a terminal is attached and the job lasts longer than two seconds."""
-    from tqdm import tqdm
-
-    return tqdm(batches, "encoding masked images", unit="batch", delay=2, leave=False, disable=None)
-
-
-def show_checking(photos):
-    """The same while photos are checked."""
-    from tqdm import tqdm
-
-    return tqdm(photos, "checking photos", unit="photo", delay=2, leave=False, disable=None)
-
-
-class Pace:
-    """Images a second and the time left, on stderr: a bar, or a line every half minute without a terminal."""
-
-    def __init__(self, total, name="evaluating"):
-        self.total, self.name, self.bar = total, name, None
-
-    def __call__(self, count, measured=True):
-        from tqdm import tqdm
-
-        if self.bar is None:  # not before there is something to show: an error is told in one line
-            every = 0.1 if sys.stderr.isatty() else 30
-            self.bar = tqdm(
-                desc=self.name, total=self.total, unit="image", mininterval=every, maxinterval=every
-            )
-        if not measured:
-            self.bar.initial += count
-        self.bar.update(count)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.bar is not None:
-            self.bar.close()
-
-
-@contextmanager
-def start_cluster(options):
-    """A Dask client for --workers or --scheduler while the block runs; None for neither."""
-    if options.workers is None and options.scheduler is None:
-        yield None
-        return
-    if options.workers is not None and (options.scheduler is not None or options.workers < 1):
-        raise VLScoreError(f"--workers is {options.workers}: give 1 or more, and no --scheduler beside it")
-    import_extra("dask", "evaluation")
-    distributed = import_extra("distributed", "evaluation")
-    with ExitStack() as stack:
-        try:
-            place = options.scheduler
-            if place is None:
-                local = distributed.LocalCluster(
-                    options.workers, threads_per_worker=1, dashboard_address="127.0.0.1:0"
-                )
-                place = stack.enter_context(local)
-            client = stack.enter_context(distributed.Client(place, timeout=20))
-        except (OSError, ValueError) as error:
-            raise VLScoreError(f"no Dask scheduler at {options.scheduler} ({error}): start one") from None
-        yield client
 
 
 if __name__ == "__main__":

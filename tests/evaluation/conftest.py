@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-from types import SimpleNamespace
 
 import distributed
 import pytest
@@ -13,7 +12,7 @@ from evaluation_helpers import (
 )
 
 import vlscore
-import vlscore_cli
+from vlscore_lib.evaluation.workers import start_cluster
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +50,7 @@ def undisturbed(scenes_rn, drawn, tmp_path_factory):
 def client():
     """Of the cluster that ``--workers 2`` starts: two processes of one thread."""
     before = dict(os.environ)
-    with vlscore_cli.start_cluster(SimpleNamespace(workers=2, scheduler=None)) as client:
+    with start_cluster(2, None) as client:
         os.environ.clear()
         os.environ.update(before)  # see `same_environment`
         processes = set(client.run(os.getpid).values())

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,20 +23,14 @@ EXPECTED = {number: ([{"image": name}], {}) for number, name in enumerate(NAMES)
 @pytest.fixture
 def connect():
     """Start a cluster of small workers, which know nothing of this module -> a client."""
-    started = []
+    with ExitStack() as stack:
 
-    def connect(count=1, failures=3, **options):
-        with dask.config.set({"distributed.scheduler.allowed-failures": failures}):
-            cluster = distributed.LocalCluster(
-                count, threads_per_worker=1, dashboard_address="127.0.0.1:0", **options
-            )
-        client = distributed.Client(cluster)
-        started.extend([client, cluster])
-        return client
+        def connect(count=1, failures=3, **options):
+            with dask.config.set({"distributed.scheduler.allowed-failures": failures}):
+                cluster = stack.enter_context(workers.open_local_cluster(count, **options))
+            return stack.enter_context(distributed.Client(cluster))
 
-    yield connect
-    for each in started:
-        each.close()
+        yield connect
 
 
 def measured(client, act=None, skips_bad=False):
@@ -116,3 +111,16 @@ def test_a_scheduler_without_workers_says_that_it_waits(connect, capsys):
         f"vlscore: the Dask scheduler at {address} has no workers: waiting for one; start it by"
         f" 'dask worker {address}'"
     ]
+
+
+def test_a_cluster_closes_while_it_starts_a_lost_worker_again(monkeypatch):
+    """Dask's own close fails then, so that a run's last word would be a traceback."""
+
+    class Cluster(distributed.LocalCluster):
+        def close(self, timeout=None):
+            super().close(timeout)
+            raise AssertionError("can only join a started process")
+
+    monkeypatch.setattr(distributed, "LocalCluster", Cluster)
+    with workers.open_local_cluster(1) as cluster, distributed.Client(cluster) as client:
+        assert client.submit(sum, [1, 2]).result() == 3

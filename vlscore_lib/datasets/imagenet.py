@@ -1,4 +1,4 @@
-"""The layouts in which ImageNet's validation set and its like are kept, and class lists."""
+"""ImageNet's validation set and its like, in the layouts in which they are kept; class lists."""
 
 from __future__ import annotations
 
@@ -10,13 +10,6 @@ from vlscore_lib.datasets.voc import ListedPhoto, hand_boxed_photos, list_files
 from vlscore_lib.errors import VLScoreError
 from vlscore_lib.prompts import imagenet_classes
 
-LAYOUTS = {
-    "official": "val/*.JPEG, one XML a photo",
-    "kaggle": "ILSVRC/Data/CLS-LOC/val, XML or LOC_val_solution.csv",
-    "torchvision": "a folder of photos for each wnid, one XML a photo",
-    "wsolevaluation": "localization.txt, class_labels.txt",
-    "hand-boxed": "one VOC XML for each photo of an installed package",
-}
 # Where the XML files of a data set may be; inside, each may stand in a folder of its class.
 BOX_FOLDERS = (
     "bbox/val",
@@ -26,41 +19,7 @@ BOX_FOLDERS = (
 )
 PHOTO_ENDINGS = (".jpeg", ".jpg", ".png", ".webp")
 CLASS_LIST = "LOC_synset_mapping.txt"
-
-
-def find_layout(root) -> str:
-    """Tell a data set's layout from what is in its folder.
-
-    Raises:
-        VLScoreError: none of the `LAYOUTS`, or signs of two.
-    """
-    root = Path(root)
-    found = list_layouts(root)
-    if "wsolevaluation" in found and find_box_folder(root) is None:  # its lists tell of the photos in val/
-        found = [layout for layout in found if layout != "official"]
-    if not found:
-        known = "; ".join(f"{layout} ({sign})" for layout, sign in LAYOUTS.items())
-        raise VLScoreError(f"{root} has none of the known layouts: {known}")
-    if len(found) > 1:
-        raise VLScoreError(
-            f"{root} mixes layouts, {' and '.join(found)}: separate them, or choose by --layout"
-        )
-    return found[0]
-
-
-def list_layouts(root: Path) -> list[str]:
-    """Every layout that a folder shows signs of."""
-    if not root.is_dir():
-        raise VLScoreError(f"{root} is no folder: give the data set's")
-    val = root / "val" if (root / "val").is_dir() else root
-    signs = {
-        "kaggle": find_kaggle_folder(root) is not None,
-        "wsolevaluation": find_metadata_folder(root) is not None,
-        "torchvision": any(list_photos(folder) for folder in list_wnid_folders(val)),
-        "official": val != root and bool(list_photos(val)),
-        "hand-boxed": bool(list_files(root, (".xml",))),
-    }
-    return [layout for layout, is_there in signs.items() if is_there]
+SOLUTION = "LOC_val_solution.csv"
 
 
 def list_photos(folder):
@@ -183,15 +142,6 @@ def read_hand_boxed(root, boxes):
         yield ListedPhoto(photo.path, photo.label, root / f"{name}.xml")
 
 
-READERS = {
-    "official": read_official,
-    "kaggle": read_kaggle,
-    "torchvision": read_torchvision,
-    "wsolevaluation": read_wsolevaluation,
-    "hand-boxed": read_hand_boxed,
-}
-
-
 def read_rows(path, count, number=str):
     """The rows of a comma-separated file: a name and numbers, so many fields, none of them huge.
 
@@ -210,7 +160,7 @@ def read_rows(path, count, number=str):
 
 def read_solutions(folder) -> dict[str, list]:
     """Read Kaggle's LOC_val_solution.csv, if it is there: name -> (wnid, half-open box) of each object."""
-    path, found = folder / "LOC_val_solution.csv", {}
+    path, found = folder / SOLUTION, {}
     if not path.is_file():
         return found
     for number, (name, text) in enumerate(read_rows(path, 2), start=1):

@@ -8,23 +8,17 @@ import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
-from vlscore_lib.datasets.imagenet import (
-    CLASS_LIST,
-    LAYOUTS,
-    PHOTO_ENDINGS,
-    READERS,
-    find_layout,
-    list_layouts,
-    read_own_classes,
-)
+from vlscore_lib.datasets.imagenet import CLASS_LIST, read_own_classes
+from vlscore_lib.datasets.layouts import LAYOUTS, OWN_LAYOUTS, find_layout, list_dataset, list_layouts
 from vlscore_lib.datasets.voc import AnnotatedPhoto, ListedPhoto, annotate, read_voc
 from vlscore_lib.errors import MissingPackageError, VLScoreError, check_at_least
+from vlscore_lib.photos import photo_endings
 from vlscore_lib.prompts import imagenet_classes, imagenet_label
 
 
@@ -38,6 +32,7 @@ class Dataset:
         classes: class -> its names, in the order of the classes.
         bad: a line for each photo left out, which says why.
         skips_bad: whether a photo that cannot be read later, in a run, is left out as well.
+        empty: how many photos were left out since they have no object, or no annotation tells of them.
     """
 
     layout: str
@@ -45,6 +40,12 @@ class Dataset:
     classes: dict[str, list[str]]
     bad: list[str]
     skips_bad: bool = False
+    empty: int = 0
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is of one of the layouts of detection, where a photo may show several classes."""
+        return self.layout in OWN_LAYOUTS
 
     def checksum(self) -> str:
         """SHA-256 over photos, sizes, labels and boxes, the same in every layout."""
@@ -64,16 +65,18 @@ def read_dataset(
     seed: int = 0,
     blacklist=None,
     skip_bad: bool = False,
+    classes=None,
     progress=iter,
 ) -> Dataset:
     """Read a data set with boxes, in any of the `LAYOUTS`, and check every photo of it.
 
-    Boxes are scaled where a photo is a resized copy of the one that its annotation tells of.
+    Boxes are scaled where a photo is a resized copy of the one that its annotation tells of.  A photo of a
+    data set of detection is there once for each class that it shows.
 
     Args:
         root: the data set's folder.
         layout: one of `LAYOUTS`; found by looking at the folder.
-        boxes: the folder of the XML files, if not one of `BOX_FOLDERS`.
+        boxes: the folder of the XML files, or the file of COCO's or YOLO's, if not found by itself.
         names: of ImageNet's classes: ``"imagenet"``, all synonyms, or ``"clip"``, those of CLIP's authors.
         limit: at most so many photos, of those chosen by the other options.
         first: the first n of all photos, in the order of their names.
@@ -81,6 +84,7 @@ def read_dataset(
         sample, seed: so many photos at random.
         blacklist: a file that names photos to leave out, or numbers them as ImageNet's devkit does.
         skip_bad: leave out photos that cannot be used.
+        classes: a file with the names of classes for the prompts, see `read_class_names`.
         progress: wraps the photos while they are checked.
 
     Raises:
@@ -94,19 +98,82 @@ def read_dataset(
         raise VLScoreError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
     elif layout not in list_layouts(root):
         raise VLScoreError(f"{root} is not laid out as {layout} ({LAYOUTS[layout]}): choose another")
-    listed = name_photos(root, list(READERS[layout](root, Path(boxes) if boxes else None)))
+    listing = list_dataset(root, layout, check_boxes(boxes))
+    there = [each for each in listing.photos if not is_empty(each, layout)]
+    empty = len(listing.photos) - len(there) + listing.unannotated
+    listed = name_photos(root, there)
     chosen = choose_photos(list(listed), limit, first, ids, sample, seed, blacklist)
     if not chosen:
         raise VLScoreError(f"{root} has no photo to take: choose others")
     photos, bad = check_photos(add_known_labels([listed[name] for name in chosen]), progress)
+    refuse_bad_photos(root, len(photos), bad, skip_bad)
+    if layout in OWN_LAYOUTS:
+        photos = [each for photo in photos for each in list_by_class(photo)]
+    found = choose_classes(root, photos, names, listing.classes)
+    if classes is not None:
+        found |= read_class_names(classes, found)
+    return Dataset(layout, photos, found, bad, skip_bad, empty)
+
+
+def is_empty(photo: ListedPhoto, layout: str) -> bool:
+    """Whether a photo of a data set of detection shows none of its classes."""
+    return layout in OWN_LAYOUTS and photo.objects == [] and not photo.fault
+
+
+def refuse_bad_photos(root, good: int, bad: list[str], skip_bad: bool) -> None:
+    """Raises VLScoreError for photos that cannot be used, unless they are to be left out and others stay."""
     if bad and not skip_bad:
         told = "; ".join(bad[:100]) + (f"; and {len(bad) - 100} more" if len(bad) > 100 else "")
         raise VLScoreError(
-            f"{len(bad)} of {len(chosen)} photos cannot be used: {told}. Fix them, or add --skip-bad"
+            f"{len(bad)} of {good + len(bad)} photos cannot be used: {told}. Fix them, or add --skip-bad"
         )
-    if not photos:
+    if not good:
         raise VLScoreError(f"{root} has no photo that can be used: {bad[0]}")
-    return Dataset(layout, photos, choose_classes(root, photos, names), bad, skip_bad)
+
+
+def check_boxes(boxes) -> Path | None:
+    """The folder or file of annotations that was given.
+
+    Raises:
+        VLScoreError: it is not there.
+    """
+    if boxes is None or Path(boxes).exists():
+        return Path(boxes) if boxes else None
+    raise VLScoreError(f"{boxes} does not exist: give the folder or file of the annotations")
+
+
+def list_by_class(photo: AnnotatedPhoto) -> list[AnnotatedPhoto]:
+    """A photo once for each class that it shows; several tell the class behind the photo's name."""
+    labels = list(dict.fromkeys(label for label, _ in photo.objects))
+    if len(labels) == 1:
+        return [photo]
+    return [replace(photo, label=label, place=f"{photo.name} ({label})") for label in labels]
+
+
+def read_class_names(path, classes) -> dict[str, list[str]]:
+    """Read names for the prompts, a line ``label: name, name`` for each class that has others.
+
+    Raises:
+        VLScoreError: no such file, a line that is not of this form, or a class that is not there.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VLScoreError(f"{path} cannot be read ({error}): give lines like 'label: name, name'") from None
+    found = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        label, _, rest = (part.strip() for part in line.partition(":"))
+        names = [name.strip() for name in rest.split(",") if name.strip()]
+        if not names:
+            raise VLScoreError(
+                f"{path}, line {number}: {line[:40]!r} is no 'label: name, name': fix the line"
+            )
+        if label not in classes:
+            raise VLScoreError(f"{path}, line {number}: there is no class {label!r}: take the line out")
+        found[label] = names
+    return found
 
 
 def name_photos(root, listed) -> dict[str, ListedPhoto]:
@@ -182,7 +249,7 @@ def read_names(path) -> set[str]:
 
 def strip_ending(path: Path) -> Path:
     """A photo's path without its ending."""
-    return path.with_suffix("") if path.suffix.lower() in PHOTO_ENDINGS else path
+    return path.with_suffix("") if path.suffix.lower() in photo_endings() else path
 
 
 def add_known_labels(listed):
@@ -220,12 +287,17 @@ def check_photos(listed, progress):
     return photos, [each for each in found if isinstance(each, str)]
 
 
-def choose_classes(root, photos, names):
-    """ImageNet's classes if all photos are of them, else those of the folder's own list, or of the photos."""
+def choose_classes(root, photos, names, listed):
+    """ImageNet's classes if all photos are of them, else those of the folder's own list, or of the photos.
+
+    Args:
+        listed: what the data set itself lists, or None.
+    """
     labels = {photo.label for photo in photos}
     if labels <= set(classes := imagenet_classes(names)):
         return classes
-    classes = read_own_classes(root) or {label: [label] for label in sorted(labels)}
+    own = {label: [label.replace("_", " ")] for label in listed or sorted(labels)}
+    classes = read_own_classes(root) or own
     if missing := sorted(labels - set(classes)):
         raise VLScoreError(f"{root / CLASS_LIST} does not name the class {missing[0]}: add it")
     if missing := sorted(label for label, names in classes.items() if names == [label] and is_wnid(label)):

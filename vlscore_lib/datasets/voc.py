@@ -55,6 +55,8 @@ class ListedPhoto(NamedTuple):
         objects: (class, box) of each where no XML tells them.
         size: (W, H) that these boxes are in, if not the file's own.
         place: see `AnnotatedPhoto`.
+        of_shares: whether these boxes are in shares of the upright photo's sides, not in pixels.
+        fault: why the photo cannot be used, if that is known before it is opened.
     """
 
     path: Path
@@ -63,6 +65,22 @@ class ListedPhoto(NamedTuple):
     objects: list | None = None
     size: tuple[int, int] | None = None
     place: str = ""
+    of_shares: bool = False
+    fault: str = ""
+
+
+class Listing(NamedTuple):
+    """What a data set lists.
+
+    Attributes:
+        photos: each `ListedPhoto`; one that has no object has an empty list of them.
+        classes: all that the data set knows, in its order; None where nothing but the photos tells.
+        unannotated: how many photos are there that no annotation tells of.
+    """
+
+    photos: list[ListedPhoto]
+    classes: list[str] | None = None
+    unannotated: int = 0
 
 
 def annotate(listed) -> AnnotatedPhoto:
@@ -73,6 +91,8 @@ def annotate(listed) -> AnnotatedPhoto:
             outside of the image.
     """
     path = listed.path
+    if listed.fault:
+        raise VLScoreError(listed.fault)
     stored, turned = read_stored_size(path)
     source, size, objects = listed.xml, listed.size, listed.objects
     if source is not None:
@@ -84,8 +104,12 @@ def annotate(listed) -> AnnotatedPhoto:
     label = listed.label or objects[0][0]
     if label not in (labels := {label for label, _ in objects}):
         raise VLScoreError(f"{source or path} tells of {', '.join(sorted(labels))}, the photo is of {label}")
-    boxes, upright = [box for _, box in objects], turned(stored)
-    frame = find_frame(size, stored, upright, boxes)
+    upright = turned(stored)
+    if listed.of_shares:
+        size, sides = upright, 2 * upright
+        objects = [(each, tuple(share * side for share, side in zip(box, sides))) for each, box in objects]
+    boxes = [box for _, box in objects]
+    frame = upright if listed.of_shares else find_frame(size, stored, upright, boxes)
     if frame is None:
         raise VLScoreError(
             f"{source or path} tells of {size[0]}×{size[1]} pixels, the photo {path} has"
@@ -101,7 +125,8 @@ def annotate(listed) -> AnnotatedPhoto:
             )
         x0, y0, x1, y1 = inside
         box = (x0 * w / W, y0 * h / H, x1 * w / W, y1 * h / H)
-        placed.append((each, box if frame != stored else turned(stored, box)))
+        is_turned = listed.of_shares or frame != stored
+        placed.append((each, box if is_turned else turned(stored, box)))
     is_square_copy = w == h and not is_resized((W, H), frame)
     return AnnotatedPhoto(path, label, placed, upright, listed.place, is_square_copy)
 

@@ -6,13 +6,13 @@ import logging
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 import torch
 from PIL import Image
 
-from vlscore_lib.errors import VLScoreError
+from vlscore_lib.errors import VLScoreError, import_extra
 from vlscore_lib.evaluation.protocol import Protocol
 from vlscore_lib.images import load_image
 
@@ -145,6 +145,42 @@ def measure_by_dask(client, measure_on_worker, context: EvaluationContext, todo:
                     if not context.skips_bad:
                         raise VLScoreError(why) from None
                     yield number, [], {photo.name: f"{photo.path}: {why}" for photo, _ in todo[number]}
+
+
+@contextmanager
+def start_cluster(workers: int | None, scheduler: str | None):
+    """A Dask client of so many own processes, or of a scheduler, while the block runs; None for neither.
+
+    Raises:
+        VLScoreError: both are given, fewer than one worker, or no scheduler at that address.
+    """
+    if workers is None and scheduler is None:
+        yield None
+        return
+    if workers is not None and (scheduler is not None or workers < 1):
+        raise VLScoreError(f"--workers is {workers}: give 1 or more, and no --scheduler beside it")
+    import_extra("dask", "evaluation")
+    distributed = import_extra("distributed", "evaluation")
+    with ExitStack() as stack:
+        place = scheduler or stack.enter_context(open_local_cluster(workers))
+        try:
+            client = stack.enter_context(distributed.Client(place, timeout=20))
+        except (OSError, ValueError) as error:
+            raise VLScoreError(f"no Dask scheduler at {scheduler} ({error}): start one") from None
+        yield client
+
+
+@contextmanager
+def open_local_cluster(count: int, **options):
+    """A Dask cluster of so many processes on this machine, while the block runs."""
+    from distributed import LocalCluster
+
+    cluster = LocalCluster(count, threads_per_worker=1, dashboard_address="127.0.0.1:0", **options)
+    try:
+        yield cluster
+    finally:
+        with suppress(AssertionError):  # Dask cannot wait for the end of a worker that it just starts again
+            cluster.close()
 
 
 def count_workers(client) -> int:

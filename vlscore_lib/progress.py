@@ -1,0 +1,45 @@
+"""Progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+
+
+def show_progress(batches):
+    """A bar on stderr when a terminal is attached and the job lasts longer than two seconds."""
+    from tqdm import tqdm
+
+    return tqdm(batches, "encoding masked images", unit="batch", delay=2, leave=False, disable=None)
+
+
+def show_checking(photos):
+    """The same while photos are checked."""
+    from tqdm import tqdm
+
+    return tqdm(photos, "checking photos", unit="photo", delay=2, leave=False, disable=None)
+
+
+class Pace:
+    """Images a second and the time left, on stderr: a bar, or a line every half minute without a terminal."""
+
+    def __init__(self, total, name="evaluating"):
+        self.total, self.name, self.bar = total, name, None
+
+    def __call__(self, count, measured=True):
+        from tqdm import tqdm
+
+        if self.bar is None:  # not before there is something to show: an error is told in one line
+            every = 0.1 if sys.stderr.isatty() else 30
+            self.bar = tqdm(
+                desc=self.name, total=self.total, unit="image", mininterval=every, maxinterval=every
+            )
+        if not measured:
+            self.bar.initial += count
+        self.bar.update(count)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.bar is not None:
+            self.bar.close()
