@@ -27,7 +27,7 @@ demo: $(READY)  ## find two things in a real photo: prints the boxes, writes dem
 	@echo "picture: demo.png"
 
 test: $(READY) lint book  ## unit tests, the notebooks as tests, and the book builds
-	$(BIN)/python -m pytest --nbval -q --cov=vlscore --cov=vlscore_cli --cov=vlscore_label --cov=vlscore_lib --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest --nbval -q --cov=vlscore --cov=vlscore_cli --cov=vlscore_label --cov=vlscore_localize --cov=vlscore_lib --cov-report=term --cov-fail-under=90
 
 lint: $(READY)  ## ruff's checks and format, and imports that point down
 	$(BIN)/ruff check .

@@ -485,17 +485,31 @@ class Labeller:
 
     def find(self, encoding: Encoding) -> list[LabelledBox]:
         """The boxes of all classes in an encoding."""
-        p, sure = judge_presence(
-            encoding, torch.stack(list(self.texts.values())), embed_other_words(self.model)
-        )
-        tau = encoding.temperature if self.temperature is None else self.temperature
-        found = []
-        for n, (name, text) in enumerate(self.texts.items()):
-            heat = saliency(encoding, text, tau) if p[n] <= PRESENT else None
-            for box in find_boxes(heat, encoding, self.threshold):
-                score = sure[n].item() * warmth(heat, box, encoding)
-                found.append(LabelledBox(name, round(score, 6), box))
-        return found
+        return find_labels(self.model, encoding, self.texts, self.temperature, self.threshold)
+
+
+def find_labels(
+    model: Model,
+    encoding: Encoding,
+    texts: dict[str, torch.Tensor],
+    temperature: float | None = None,
+    threshold: float | None = None,
+) -> list[LabelledBox]:
+    """The boxes of all classes in an encoding, see `Labeller`.
+
+    Args:
+        texts: class -> its embedding (D,).
+        temperature, threshold: τ and α; the encoding's own by default.
+    """
+    p, sure = judge_presence(encoding, torch.stack(list(texts.values())), embed_other_words(model))
+    tau = encoding.temperature if temperature is None else temperature
+    found = []
+    for n, (name, text) in enumerate(texts.items()):
+        heat = saliency(encoding, text, tau) if p[n] <= PRESENT else None
+        for box in find_boxes(heat, encoding, threshold):
+            score = sure[n].item() * warmth(heat, box, encoding)
+            found.append(LabelledBox(name, round(score, 6), box))
+    return found
 
 
 def label(model: Model, paths, classes, **options):
@@ -542,6 +556,8 @@ def evaluate(
     import_extra("pyarrow", "evaluation")  # what is missing is told before hours of work
     import_extra("pytorch_grad_cam", "evaluation")
     protocol = Protocol(**options).resolve(model)
+    if protocol.average_precision is None:
+        protocol = replace(protocol, average_precision=dataset.is_own)
     run = Run(model, dataset, protocol, out)
     done = run.start(resume)
     progress(sum(map(len, done.values())), measured=False)
@@ -575,9 +591,13 @@ def measure_shard(model: Model, context: EvaluationContext, shard, images) -> li
     """Measure the photos of one of `Run.shards`, whose masked images share batches -> a record for each."""
     if not shard:
         return []
-    encodings = encode_images(model, images, context.protocol)
-    read = zip(shard, images, encodings)
-    return [measure(model, *photo, image, encoding, context) for photo, image, encoding in read]
+    # A photo that shows several classes is there once for each, and is encoded once.
+    different = {photo.path: image for (photo, _), image in zip(shard, images)}
+    encodings = dict(zip(different, encode_images(model, list(different.values()), context.protocol)))
+    return [
+        measure(model, photo, with_slow, different[photo.path], encodings[photo.path], context)
+        for photo, with_slow in shard
+    ]
 
 
 def measure_on_worker(context: EvaluationContext, shard) -> tuple[list[dict], dict[str, str]]:
@@ -610,7 +630,8 @@ def measure(
         ``p_absent`` and ``absent_p`` of both;
         ``constant``, the IoU of constant boxes of the sides `SHARES`; and for each method, a list over the
         thresholds of ``iou: METHOD``, the box IoU, ``largest: METHOD``, the same of the largest
-        component's box alone, and ``boxes: METHOD``, their number.
+        component's box alone, and ``boxes: METHOD``, their number.  For average precision also ``photo``,
+        the photo's name without a class; ``found``, `find_labels` of all classes; ``truth``, all objects.
     """
     protocol, labels = context.protocol, context.labels
     text = context.texts[labels.index(photo.label)]
@@ -641,6 +662,14 @@ def measure(
         record[f"iou: {method}"] = [box_iou(boxes, photo.boxes) for boxes in found]
         record[f"largest: {method}"] = [box_iou(boxes[:1], photo.boxes) for boxes in found]
         record[f"boxes: {method}"] = [len(boxes) for boxes in found]
+    if protocol.average_precision:
+        texts = dict(zip(labels, context.texts))
+        found = find_labels(model, encoding, texts, protocol.temperature, protocol.threshold)
+        record |= {
+            "photo": photo.name.removesuffix(f" ({photo.label})"),
+            "found": [each._asdict() for each in found],
+            "truth": [{"label": label, "box": box} for label, box in photo.objects],
+        }
     return record
 
 
@@ -685,6 +714,7 @@ from vlscore_lib.datasets.reading import read_dataset
 from vlscore_lib.datasets.voc import hand_boxed_photos, read_voc
 from vlscore_lib.encoding import as_facts, as_text
 from vlscore_lib.evaluation.baselines import CosineScorer, compute_cam, compute_gscorecam, mean_map
+from vlscore_lib.evaluation.detection import average_precision
 from vlscore_lib.evaluation.metrics import (
     auroc,
     interval,
@@ -734,24 +764,24 @@ from vlscore_lib.widgets import make_picture_slider
 __all__ = [
     "BOX_COLOUR", "CLIP_MEAN", "CLIP_NAMES", "CLIP_STD", "COLOUR_MAP", "FAMILIES", "FITS", "LABEL_FORMATS",
     "LAYOUTS", "MAPS", "OFFLINE_MODEL", "PRECISIONS", "PRESENT", "SCENES_MODELS", "SHARES", "TEMPLATE",
-    "AnnotatedPhoto", "ClipModel", "CosineScorer", "Dataset", "Encoding", "EncodingOptions",
-    "EncodingStore", "Fit", "Journal", "LabelledBox", "LabelledPhoto", "Labeller", "Localization", "Model",
-    "Protocol", "Run", "Scale", "VLScoreError", "__version__", "ablation_table", "absolute_name",
-    "as_facts", "as_text", "auroc", "box_iou", "build_clip", "check_classes", "choose_batch_size",
-    "choose_precision", "class_embedding", "class_embeddings", "clip_file", "cluster_maps", "compare",
-    "compute_cam", "compute_gscorecam", "constant_box", "diffuse", "discriminate", "draw_case_study",
-    "draw_contact_sheet", "draw_localizations", "draw_overlay", "embed_other_words", "encode",
-    "encode_images", "evaluate", "fast_encoder", "find_box_at", "find_boxes", "find_family", "find_layout",
-    "find_peak", "find_photos", "fit_region", "hand_boxed_photos", "heat_map", "imagenet_classes",
-    "imagenet_label", "import_clip", "interval", "judge_presence", "label", "list_models", "list_sources",
-    "load_checkpoint", "load_image", "load_model", "load_scenes", "localize", "locate_seed", "make_masks",
-    "make_picture_slider", "mask_cells", "mask_similarity", "mass_in_boxes", "max_box_acc",
-    "max_box_acc_v2", "mean_map", "measure", "measure_models", "measure_shard", "method_name", "p_absent",
-    "paired_difference", "playground", "predict_embeddings", "principal_maps", "prompt_templates",
-    "published_table", "read_classes", "read_content", "read_dataset", "read_json", "read_run",
-    "read_scales", "read_shard", "read_voc", "refine", "render_jpeg", "resample", "rounded", "saliency",
-    "scenes", "scenes_file", "scores", "select_maps", "share_with_interval", "show_boxes", "show_heat",
-    "split_instances", "summarize", "summary_table", "sweep_boxes", "tabulate_models", "tapped",
-    "two_sided", "unit", "varies", "weights", "wilson", "write_labels", "write_whole",
+    "AnnotatedPhoto", "ClipModel", "CosineScorer", "Dataset", "Encoding", "EncodingOptions", "EncodingStore",
+    "Fit", "Journal", "LabelledBox", "LabelledPhoto", "Labeller", "Localization", "Model", "Protocol", "Run",
+    "Scale", "VLScoreError", "__version__", "ablation_table", "absolute_name", "as_facts", "as_text", "auroc",
+    "average_precision", "box_iou", "build_clip", "check_classes", "choose_batch_size", "choose_precision",
+    "class_embedding", "class_embeddings", "clip_file", "cluster_maps", "compare", "compute_cam",
+    "compute_gscorecam", "constant_box", "diffuse", "discriminate", "draw_case_study", "draw_contact_sheet",
+    "draw_localizations", "draw_overlay", "embed_other_words", "encode", "encode_images", "evaluate",
+    "fast_encoder", "find_box_at", "find_boxes", "find_family", "find_labels", "find_layout", "find_peak",
+    "find_photos", "fit_region", "hand_boxed_photos", "heat_map", "imagenet_classes", "imagenet_label",
+    "import_clip", "interval", "judge_presence", "label", "list_models", "list_sources", "load_checkpoint",
+    "load_image", "load_model", "load_scenes", "localize", "locate_seed", "make_masks", "make_picture_slider",
+    "mask_cells", "mask_similarity", "mass_in_boxes", "max_box_acc", "max_box_acc_v2", "mean_map", "measure",
+    "measure_models", "measure_shard", "method_name", "p_absent", "paired_difference", "playground",
+    "predict_embeddings", "principal_maps", "prompt_templates", "published_table", "read_classes",
+    "read_content", "read_dataset", "read_json", "read_run", "read_scales", "read_shard", "read_voc",
+    "refine", "render_jpeg", "resample", "rounded", "saliency", "scenes", "scenes_file", "scores",
+    "select_maps", "share_with_interval", "show_boxes", "show_heat", "split_instances", "summarize",
+    "summary_table", "sweep_boxes", "tabulate_models", "tapped", "two_sided", "unit", "varies", "weights",
+    "wilson", "write_labels", "write_whole",
 ]
 # fmt: on

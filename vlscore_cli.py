@@ -9,25 +9,25 @@ import argparse
 import json
 import os
 import sys
-import tempfile
-import warnings
 from contextlib import suppress
-from functools import partial
-from io import BytesIO
 from pathlib import Path
 
-from vlscore_label import add_label_options, add_search_options, run_label, run_search
+from vlscore_label import (
+    add_cluster_options,
+    add_label_options,
+    add_search_options,
+    run_label,
+    run_search,
+)
 from vlscore_lib import __version__
 from vlscore_lib.datasets.layouts import LAYOUTS
-from vlscore_lib.errors import VLScoreError, check_keep, check_temperature, check_threshold
+from vlscore_lib.errors import VLScoreError
 from vlscore_lib.evaluation.protocol import Protocol
-from vlscore_lib.files import drop_nan, read_json, write_whole
+from vlscore_lib.files import drop_nan, read_json
 from vlscore_lib.models.listing import Listed, describe_libraries, list_models
-from vlscore_lib.options import FITS, MAPS, PRECISIONS, EncodingOptions
-from vlscore_lib.progress import Pace, show_checking, show_progress
-
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
-
+from vlscore_lib.options import FITS, MAPS, PRECISIONS
+from vlscore_lib.progress import Pace, show_checking
+from vlscore_localize import add_localize_options, check_numbers, encoding_options, run_localize
 
 # ── Arguments ────────────────────────────────────────────────────────────────────────────────────
 
@@ -60,12 +60,8 @@ def build_parser() -> Parser:
     parser = Parser("vlscore", description="Find what a text names in an image, by VL-Score.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add = commands.add_parser("localize", help="boxes for one image and one or more texts").add_argument
-    add("image", metavar="IMAGE", help="JPEG, PNG, WebP, …")
-    add("texts", metavar="TEXT", nargs="+", help='e.g. "an image of a cat."')
-    add_encoding_options(add)
-    add("--out", metavar="PICTURE.png", help="write photo, heat map and boxes")
-    add("--json", action="store_true", help="print one JSON object and nothing else")
+    command = commands.add_parser("localize", help="boxes for one or more images and texts")
+    add_localize_options(command.add_argument, add_encoding_options)
     add_evaluate_options(
         commands.add_parser("evaluate", help="measure a model on a data set with boxes").add_argument
     )
@@ -124,6 +120,11 @@ def add_evaluate_options(add) -> None:
     add("--names", default="imagenet", metavar="N", help="of ImageNet's classes: imagenet (synonyms), clip")
     add("--templates", default="report", metavar="N", help="report (one prompt), clip (80 prompts)")
     add(
+        "--average-precision",
+        action=argparse.BooleanOptionalAction,
+        help="of labels of all classes (default: for COCO, YOLO and VOC folders)",
+    )
+    add(
         "--slow-baselines",
         type=int,
         default=0,
@@ -131,7 +132,8 @@ def add_evaluate_options(add) -> None:
         help="Score-CAM and gScoreCAM on the first N photos",
     )
     add("--layout", metavar="L", help=", ".join(LAYOUTS))
-    add("--boxes", metavar="DIR", help="the folder of the XML files, if not found by itself")
+    add("--boxes", metavar="DIR", help="the folder of the XML files, or COCO's JSON, if not found by itself")
+    add("--classes", metavar="FILE", help="names for the prompts, a line 'label: name, name' for each class")
     add("--limit", type=int, metavar="N", help="at most N photos")
     add("--first", type=int, metavar="N", help="the first N photos of the data set")
     add("--ids", metavar="FILE", help="only the photos that the file names, one a line")
@@ -139,21 +141,7 @@ def add_evaluate_options(add) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of the sample and of the absent classes")
     add("--blacklist", metavar="FILE", help="leave out the photos that the file names or numbers")
     add("--skip-bad", action="store_true", help="leave out photos that cannot be used, and list them")
-    add("--workers", type=int, metavar="N", help="N processes on this machine, by Dask")
-    add("--scheduler", metavar="ADDRESS", help="a Dask scheduler, e.g. tcp://10.0.0.1:8786")
-
-
-def encoding_options(options) -> dict:
-    """The command line's options of `encode`, as far as all commands share them, by name."""
-    return {
-        "layer": options.layer,
-        "maps": options.maps,
-        "pca": options.pca,
-        "keep": options.keep,
-        "precision": options.precision,
-        "fit": options.fit,
-        "refined": options.refined,
-    }
+    add_cluster_options(add)
 
 
 def folder_options(options) -> dict:
@@ -173,6 +161,7 @@ def protocol_options(options) -> dict:
         "names": options.names,
         "templates": options.templates,
         "slow_baselines": options.slow_baselines,
+        "average_precision": options.average_precision,
         "seed": options.seed,
     }
 
@@ -190,42 +179,11 @@ def dataset_options(options) -> dict:
         "seed": options.seed,
         "blacklist": options.blacklist,
         "skip_bad": options.skip_bad,
+        "classes": options.classes,
     }
 
 
-def check_numbers(options) -> None:
-    """Tell of an option out of range before a model is loaded."""
-    if options.threshold is not None:
-        check_threshold(options.threshold, "--threshold")
-    if options.temperature is not None:
-        check_temperature(options.temperature, "--temperature")
-    check_keep(options.keep)
-
-
 # ── Commands ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def run_localize(options) -> None:
-    """Find texts in an image, and print what was found."""
-    check_numbers(options)
-    EncodingOptions(**encoding_options(options)).check()
-    check_output(options.out)
-    import vlscore
-
-    image = vlscore.load_image(options.image)
-    model = vlscore.load_model(options.model)
-    model.encode_text(options.texts)  # a bad prompt is told before the long part
-    if unknown := [word for text in options.texts for word in model.unknown_words(text)]:
-        words = ", ".join(map(repr, dict.fromkeys(unknown)))
-        print(f"vlscore: {model.name} does not know {words}: left out of the prompt", file=sys.stderr)
-    encoding = vlscore.encode(model, image, progress=show_progress, **encoding_options(options))
-    asked = options.temperature, options.threshold
-    found = [vlscore.localize(model, encoding, text, *asked) for text in options.texts]
-    if options.out:
-        title = f"{Path(options.image).name}: {encoding.model}, {encoding.layer}, {len(encoding.maps)} maps"
-        write_picture(options.out, vlscore.draw_localizations(image, found, encoding, title))
-    facts = vlscore.as_facts(options.image, image.size, model.name, found)
-    print(json.dumps(drop_nan(facts)) if options.json else vlscore.as_text(found))
 
 
 def run_evaluate(options) -> None:
@@ -239,6 +197,11 @@ def run_evaluate(options) -> None:
         print(f"vlscore: left out: {line}", file=sys.stderr)
     if copies := sum(photo.is_square_copy for photo in dataset.photos):
         print(f"{options.root}: {copies} photos are square copies, their boxes are scaled by side")
+    different = len({photo.path for photo in dataset.photos})
+    if several := len(dataset.photos) - different:
+        print(f"{options.root}: {different} photos, measured once for each class shown, {several} times more")
+    if dataset.empty:
+        print(f"{options.root}: {dataset.empty} photos without an object or an annotation are left out")
     count = f"{len(dataset.photos)} photos of {len({photo.label for photo in dataset.photos})} classes"
     print(f"{options.root}: {count}, layout {dataset.layout} ({LAYOUTS[dataset.layout]})", flush=True)
     model = vlscore.load_model(options.model)
@@ -297,8 +260,8 @@ COMMANDS = {
     "evaluate": run_evaluate,
     "compare": run_compare,
     "models": run_models,
-    "label": lambda options: run_label(options, folder_options(options), partial(Pace, name="labelling")),
-    "search": lambda options: run_search(options, folder_options(options), partial(Pace, name="looking")),
+    "label": lambda options: run_label(options, folder_options(options)),
+    "search": lambda options: run_search(options, folder_options(options)),
 }
 
 
@@ -336,44 +299,6 @@ def drop_output() -> None:
     """Keep the interpreter from flushing to a broken stdout when it ends."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-# ── Pictures ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def check_output(path: str | None) -> None:
-    """Tell of a picture that cannot be written before the long part."""
-    if path is None:
-        return
-    file = Path(path)
-    if file.suffix.lower() not in PICTURE_ENDINGS:
-        raise VLScoreError(f"--out {path} has none of the endings {', '.join(PICTURE_ENDINGS)}: use .png")
-    try:
-        is_folder = file.is_dir()
-        with tempfile.TemporaryFile(dir=file.parent):
-            is_locked = file.exists() and not os.access(file, os.W_OK)
-    except OSError as error:
-        raise unwritable(path, error.strerror) from None
-    if is_folder or is_locked:
-        raise unwritable(path, "it is a folder" if is_folder else "it is read-only")
-
-
-def unwritable(path: str, reason: str) -> VLScoreError:
-    """What is told of a picture that cannot be written."""
-    return VLScoreError(f"--out {path} cannot be written ({reason}): choose another place")
-
-
-def write_picture(path: str, figure) -> None:
-    """Write a matplotlib Figure, whole or not at all."""
-    content = BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a glyph, such as an emoji, that the font does not have
-        dpi = min(100, 60000 / figure.get_figheight())  # a JPEG or WebP has at most 65,535 rows
-        figure.savefig(content, format=Path(path).suffix[1:].lower(), dpi=dpi)
-    try:
-        write_whole(path, content.getvalue())
-    except OSError as error:
-        raise unwritable(path, error.strerror) from None
 
 
 if __name__ == "__main__":

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from vlscore_lib.errors import VLScoreError, check_at_least, check_choice
 from vlscore_lib.labelling.labels import check_classes
 from vlscore_lib.options import EncodingOptions
+from vlscore_lib.progress import Pace
 
 FORMATS = ("coco", "voc", "yolo", "labelstudio")
+SHARD = 8  # photos that a worker labels at a time
 SHEET_ENDINGS = (".jpg", ".jpeg", ".png")
 
 
@@ -25,6 +29,7 @@ def add_label_options(add, add_encoding_options) -> None:
     add("--min-score", type=float, default=0.0, metavar="S", help="leave out boxes of a lower score")
     add_shared_options(add, add_encoding_options)
     add("--skip-bad", action="store_true", help="leave out photos that cannot be used, and list them")
+    add_cluster_options(add)
 
 
 def add_search_options(add, add_encoding_options) -> None:
@@ -43,6 +48,12 @@ def add_shared_options(add, add_encoding_options) -> None:
     add("--plain", action="store_true", help="plain VL-Score; refined is these commands' default")
     add("--encodings", metavar="DIR", help="keep each photo's encoding there, for other words")
     add("--encodings-limit", type=float, metavar="GB", help="of that folder; the least recently used go")
+
+
+def add_cluster_options(add) -> None:
+    """Where the work is done, for `label` and `evaluate`."""
+    add("--workers", type=int, metavar="N", help="N processes on this machine, by Dask")
+    add("--scheduler", metavar="ADDRESS", help="a Dask scheduler, e.g. tcp://10.0.0.1:8786")
 
 
 def read_classes(options) -> list[str]:
@@ -72,18 +83,19 @@ def read_formats(text: str) -> list[str]:
     return found
 
 
-def run_label(options, chosen: dict, pace) -> None:
+def run_label(options, chosen: dict) -> None:
     """Label all photos of a folder; the same command goes on where it was stopped.
 
     Args:
         chosen: the options of `encode`.
-        pace: makes the progress of so many photos.
     """
     classes, formats = read_classes(options), read_formats(options.format)
     EncodingOptions(**chosen).check()
+    check_at_least(0, options.encodings_limit, "--encodings-limit")
     if not 0 <= options.min_score <= 1:
         raise VLScoreError(f"--min-score is {options.min_score}: give a number from 0 to 1")
     import vlscore
+    from vlscore_lib.evaluation.workers import start_cluster
 
     root = Path(options.folder)
     photos = {path.relative_to(root).as_posix(): path for path in vlscore.find_photos(root, options.out)}
@@ -97,18 +109,16 @@ def run_label(options, chosen: dict, pace) -> None:
     facts = {"model": model.name, "weights": model.checksum(), "classes": classes}
     journal = vlscore.Journal(options.out, facts | asked | chosen)
     kept = {"encodings": options.encodings, "encodings_limit": options.encodings_limit}
-    labeller = vlscore.Labeller(model, classes, **kept, **asked, **chosen)
-    waiting = [place for place in photos if not journal.is_done(place)]
-    with pace(len(photos)) as show:
+    context = LabelContext(model.name, classes, kept | asked | chosen, options.skip_bad)
+    waiting = [Place(place, path) for place, path in photos.items() if not journal.is_done(place)]
+    with start_cluster(options.workers, options.scheduler) as client, Pace(len(photos), "labelling") as show:
         show(len(photos) - len(waiting), measured=False)
-        for place in waiting:
-            try:
-                journal.add(replace(labeller(photos[place]), place=place))
-            except VLScoreError as error:
-                if not options.skip_bad:
-                    raise VLScoreError(f"{error}; or leave out such photos by --skip-bad") from None
-                journal.skip(place, str(error))
-            show(1)
+        for found, left_out in label_places(model, client, context, waiting):
+            for photo in found:
+                journal.add(photo)
+            for place, why in left_out.items():
+                journal.skip(place, why)
+            show(len(found) + len(left_out))
     found = [journal.photos[place] for place in photos if place in journal.photos]
     for form in formats:
         vlscore.write_labels(found, classes, form, options.out, root)
@@ -119,6 +129,73 @@ def run_label(options, chosen: dict, pace) -> None:
     print(f"{boxes} boxes in {shown} of {len(found)} photos: {options.out}")
 
 
+class LabelContext(NamedTuple):
+    """What a process needs beside the photos.
+
+    Attributes:
+        model: its name.
+        classes: what is looked for.
+        options: of the `Labeller`.
+        skips_bad: whether a photo that cannot be read is left out.
+    """
+
+    model: str
+    classes: list[str]
+    options: dict
+    skips_bad: bool
+
+
+class Place(NamedTuple):
+    """A photo to label: its path below the folder, and its whole path."""
+
+    name: str
+    path: Path
+
+
+def label_places(model, client, context: LabelContext, places: list[Place]):
+    """Label photos here, or on the workers of a Dask client, as each comes in -> (labelled, left out)."""
+    import vlscore
+
+    if client is None:
+        labeller = vlscore.Labeller(model, context.classes, **context.options)
+        for place in places:
+            yield label_shard(labeller, [(place, False)], context.skips_bad)
+        return
+    from vlscore_lib.evaluation.workers import measure_by_dask
+
+    shards = [[(place, False) for place in places[n : n + SHARD]] for n in range(0, len(places), SHARD)]
+    for _, *found in measure_by_dask(client, label_on_worker, context, dict(enumerate(shards))):
+        yield found
+
+
+def label_shard(labeller, shard, skips_bad: bool):
+    """Label the photos of a shard -> those labelled, and a line for each one that was left out, by name."""
+    found, left_out = [], {}
+    for place, _ in shard:
+        try:
+            found.append(replace(labeller(place.path), place=place.name))
+        except VLScoreError as error:
+            if not skips_bad:
+                raise VLScoreError(f"{error}; or leave out such photos by --skip-bad") from None
+            left_out[place.name] = str(error)
+    return found, left_out
+
+
+def label_on_worker(context: LabelContext, shard):
+    """What a Dask worker runs: `label_shard`, with a labeller that is kept from one shard to the next."""
+    labeller = load_worker_labeller(context.model, json.dumps([context.classes, context.options]))
+    return label_shard(labeller, shard, context.skips_bad)
+
+
+@lru_cache(1)
+def load_worker_labeller(model: str, facts: str):
+    """The labeller of a worker process."""
+    import vlscore
+
+    classes, options = json.loads(facts)
+    return vlscore.Labeller(vlscore.load_model(model), classes, **options)
+
+
 def tell_unknown_words(model, classes: list[str]) -> None:
     """Say on stderr which words of the classes a model never met."""
     unknown = dict.fromkeys(word for each in classes for word in model.unknown_words(each))
@@ -127,7 +204,7 @@ def tell_unknown_words(model, classes: list[str]) -> None:
         print(f"vlscore: {model.name} does not know {words}: left out of the prompt", file=sys.stderr)
 
 
-def run_search(options, chosen: dict, pace) -> None:
+def run_search(options, chosen: dict) -> None:
     """Print the photos of a folder in the order of how sure the model is that they show a text."""
     EncodingOptions(**chosen).check()
     check_at_least(1, options.top, "--top")
@@ -146,7 +223,7 @@ def run_search(options, chosen: dict, pace) -> None:
     kept = {"encodings": options.encodings, "encodings_limit": options.encodings_limit}
     labeller = vlscore.Labeller(model, [options.text], ("{}",), **kept, **asked, **chosen)
     found = []
-    with pace(len(paths)) as show:
+    with Pace(len(paths), "looking") as show:
         for path in paths:
             try:
                 p, sure = (each.item() for each in labeller.judge(path))

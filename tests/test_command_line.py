@@ -18,7 +18,9 @@ from test_images import BROKEN, broken
 
 import vlscore
 import vlscore_cli
+import vlscore_localize
 from vlscore_lib.models import facts, lite0_minilm
+from vlscore_lib.progress import show_progress
 
 CAT, TRUCK = "an image of a cat.", "an image of a fire truck."  # in the photo, and not in it
 
@@ -416,7 +418,7 @@ def test_an_error_of_ours_is_1(fails, offline, monkeypatch, chelsea):
 def test_progress_is_shown_on_a_terminal_only(monkeypatch, terminal):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    bar = vlscore_cli.show_progress(range(5))
+    bar = show_progress(range(5))
     bar.start_t = bar.last_print_t = 0  # more than two seconds ago
     assert list(bar) == list(range(5))
     assert ("encoding masked images" in sys.stderr.getvalue()) == terminal
@@ -455,3 +457,68 @@ def test_the_program_when_its_reader_has_gone(tmp_path):
     found = program("models", home=tmp_path, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (found.returncode, found.stderr) == (0, "")
+
+
+# ── Several images ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def three(chelsea, tmp_path, monkeypatch):
+    """A folder to stand in: three photos, one broken."""
+    photo = Image.open(chelsea)
+    for name in ("a b.jpg", "c.png", "[x].jpg"):
+        photo.resize((90, 60)).save(tmp_path / name)
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments, images, texts",
+    [
+        (["a b.jpg", "cat"], ["a b.jpg"], ["cat"]),
+        (
+            ["a b.jpg", "c.png", "an image of a cat.", "c.png"],
+            ["a b.jpg", "c.png"],
+            ["an image of a cat.", "c.png"],
+        ),
+        (["*.png", "a b.jpg", "cat"], ["c.png", "a b.jpg"], ["cat"]),
+        (["[x].jpg", "cat?"], ["[x].jpg"], ["cat?"]),
+        (["[x].jpg", "*.jpg", "cat"], ["[x].jpg", "a b.jpg", "broken.jpg"], ["cat"]),
+        (["c.png", "missing.jpg", "cat"], ["c.png", "missing.jpg"], ["cat"]),
+        (["c.png", "what a photo.jpg"], ["c.png"], ["what a photo.jpg"]),
+        (["**/c.*", "cat" * 200], ["c.png"], ["cat" * 200]),
+    ],
+)
+def test_images_are_told_from_texts(three, arguments, images, texts):
+    assert vlscore_localize.split_images(arguments[0], arguments[1:]) == (images, texts)
+
+
+def test_several_images_give_an_object_a_line(run, three, offline):
+    code, out, err = run("localize", "a b.jpg", "c.png", CAT, TRUCK, "--keep", 4, "--json")
+    assert (code, err) == (0, "")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [(each["image"], len(each["results"])) for each in found] == [("a b.jpg", 2), ("c.png", 2)]
+    one = run("localize", "c.png", CAT, TRUCK, "--keep", 4, "--json")[1]
+    assert json.loads(one) == found[1]
+
+
+def test_a_broken_image_does_not_stop_the_others(run, three, offline):
+    code, out, err = run("localize", "broken.jpg", "c.png", "gone.jpg", CAT, "--keep", 4)
+    assert code == 2
+    assert out.splitlines()[0] == "c.png"
+    first, second, last = err.splitlines()
+    assert "broken.jpg" in first and "gone.jpg does not exist" in second
+    assert "2 of 3 images could not be used" in last
+
+
+def test_pictures_of_several_images_lie_in_a_folder(run, three, offline, tmp_path):
+    code, _, err = run("localize", "a b.jpg", "c.png", CAT, "--keep", 4, "--out", "found")
+    assert (code, err) == (0, "")
+    assert {path.name for path in (tmp_path / "found").iterdir()} == {"a b.png", "c.png"}
+    assert "give a folder" in run("localize", "a b.jpg", "c.png", CAT, "--out", "found.png")[2]
+
+
+def test_images_without_a_text(run, three):
+    code, out, err = run("localize", "a b.jpg", "c.png")
+    assert (code, out) == (2, "")
+    assert "c.png is an image, and no text follows" in one_line(err)

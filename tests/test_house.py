@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TOP = [ROOT / "vlscore.py", ROOT / "vlscore_cli.py", ROOT / "vlscore_label.py"]
+TOP = [ROOT / "vlscore.py", ROOT / "vlscore_cli.py", ROOT / "vlscore_label.py", ROOT / "vlscore_localize.py"]
 ROOMS, SCRIPTS = sorted((ROOT / "vlscore_lib").rglob("*.py")), sorted((ROOT / "scripts").glob("*.py"))
 CODE = [*TOP, *ROOMS, *SCRIPTS, ROOT / "app.py"]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
@@ -109,7 +109,7 @@ def test_a_room_without_a_floor_fails_the_check(copy):
     assert "attic" in done.stdout
 
 
-OURS = {"vlscore", "vlscore_cli", "vlscore_label", "vlscore_lib", "app", *(path.stem for path in SCRIPTS)}
+OURS = {"vlscore_lib", "app", *(path.stem for path in (*TOP, *SCRIPTS))}
 
 
 @pytest.mark.parametrize("path", [*SCRIPTS, ROOT / "app.py"], ids=name_of)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("vlscore.py", "vlscore_cli.py", "vlscore_label.py", "pyproject.toml", "README.md", "LICENSE")
+MODULES = ("vlscore.py", "vlscore_cli.py", "vlscore_label.py", "vlscore_localize.py")
+SOURCES = (*MODULES, "pyproject.toml", "README.md", "LICENSE")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_it_holds_every_room_the_weights_and_nothing_else(wheel):
     rooms = {str(path.relative_to(ROOT)) for path in (ROOT / "vlscore_lib").rglob("*.py")}
     weights = {f"vlscore_lib/weights/{path.name}" for path in (ROOT / "data/models").glob("*.safetensors")}
     assert len(weights) == 2
-    assert names == {"vlscore.py", "vlscore_cli.py", "vlscore_label.py"} | rooms | weights
+    assert names == {*MODULES} | rooms | weights
 
 
 def test_it_has_the_command(wheel):

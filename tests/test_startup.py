@@ -80,6 +80,7 @@ FLAGS = {
     "--templates": ("clip", "templates", "clip"),
     "--slow-baselines": ("2", "slow_baselines", 2),
     "--seed": ("5", "seed", 5),
+    "--average-precision": (None, "average_precision", True),
 }
 
 
@@ -104,6 +105,7 @@ PICKS = {
     "--seed": ("6", "seed", 6),
     "--blacklist": ("bad", "blacklist", "bad"),
     "--skip-bad": (None, "skip_bad", True),
+    "--classes": ("names", "classes", "names"),
 }
 
 

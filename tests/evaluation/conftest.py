@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 
-import distributed
 import pytest
 from evaluation_helpers import (
     QUICK,
@@ -12,7 +11,7 @@ from evaluation_helpers import (
 )
 
 import vlscore
-from vlscore_lib.evaluation.workers import start_cluster
+from vlscore_lib.evaluation import workers
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +49,7 @@ def undisturbed(scenes_rn, drawn, tmp_path_factory):
 def client():
     """Of the cluster that ``--workers 2`` starts: two processes of one thread."""
     before = dict(os.environ)
-    with start_cluster(2, None) as client:
+    with workers.start_cluster(2, None) as client:
         os.environ.clear()
         os.environ.update(before)  # see `same_environment`
         processes = set(client.run(os.getpid).values())
@@ -67,7 +66,7 @@ def started(monkeypatch, client):
         started.append(n)
         return contextlib.nullcontext(address)
 
-    monkeypatch.setattr(distributed, "LocalCluster", start)
+    monkeypatch.setattr(workers, "open_local_cluster", start)
     return started
 
 

@@ -223,3 +223,29 @@ def test_python_labels_photo_by_photo(scenes_rn, folder):
     assert (first.place, first.size) == (str(paths[0]), (224, 224))
     assert len(list(results)) == 2
     assert os.path.exists(first.place)
+
+
+def test_workers_write_the_same_labels(folder, undisturbed, tmp_path):
+    """Two processes, as the command starts them; their shards may end in any order."""
+    command = [*program(), "label", folder, "--out", tmp_path / "out", *WORDS, *MODEL]
+    command += ["--format", "coco,yolo", "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = contents(tmp_path / "out")
+    assert sorted(found.pop("labels.jsonl").splitlines()[1:]) == sorted(
+        undisturbed["labels.jsonl"].splitlines()[1:]
+    )
+    assert found == {name: content for name, content in undisturbed.items() if name != "labels.jsonl"}
+
+
+def test_a_bad_photo_on_a_worker(folder, tmp_path):
+    broken = tmp_path / "photos"
+    shutil.copytree(folder, broken)
+    (broken / "broken.jpg").write_bytes(b"no photo")
+    command = [*program(), "label", broken, "--out", tmp_path / "out", *WORDS, *MODEL, "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "broken.jpg" in last and "--skip-bad" in last
+    done = subprocess.run([*command, "--skip-bad"], capture_output=True, text=True)
+    assert done.returncode == 0 and "of 12 photos" in done.stdout
+    assert "broken.jpg" in done.stderr

@@ -61,14 +61,21 @@ def list_dataset(root: Path, layout: str, boxes: Path | None) -> Listing:
     return Listing(list(READERS[layout](root, boxes)))
 
 
-def find_layout(root) -> str:
+def find_layout(root, boxes=None) -> str:
     """Tell a data set's layout from what is in its folder.
+
+    Args:
+        boxes: the folder or file of its annotations, if it was given: a JSON file is COCO's, another YOLO's.
 
     Raises:
         VLScoreError: none of the `LAYOUTS`, or signs of two.
     """
     root = Path(root)
     found = list_layouts(root)
+    if boxes is not None and Path(boxes).is_file():
+        return "coco" if Path(boxes).suffix.lower() == ".json" else "yolo"
+    if boxes is not None and not found:
+        return "voc"
     if "wsolevaluation" in found and find_box_folder(root) is None:  # its lists tell of the photos in val/
         found = [layout for layout in found if layout != "official"]
     if "official" in found and set(OWN_LAYOUTS) & set(found) and not has_official_boxes(root):
@@ -85,6 +92,19 @@ def find_layout(root) -> str:
             f"{root} mixes layouts, {' and '.join(found)}: separate them, or choose by --layout"
         )
     return found[0]
+
+
+def check_layout(root: Path, layout: str, boxes: Path | None) -> str:
+    """The layout that was asked for.
+
+    Raises:
+        VLScoreError: there is no such layout, or the folder does not look like it.
+    """
+    if layout not in LAYOUTS:
+        raise VLScoreError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
+    if layout not in list_layouts(root) and not (boxes and layout in OWN_LAYOUTS):
+        raise VLScoreError(f"{root} is not laid out as {layout} ({LAYOUTS[layout]}): choose another")
+    return layout
 
 
 def has_official_boxes(root: Path) -> bool:

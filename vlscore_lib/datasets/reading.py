@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from vlscore_lib.datasets.imagenet import CLASS_LIST, read_own_classes
-from vlscore_lib.datasets.layouts import LAYOUTS, OWN_LAYOUTS, find_layout, list_dataset, list_layouts
+from vlscore_lib.datasets.layouts import OWN_LAYOUTS, check_layout, find_layout, list_dataset
 from vlscore_lib.datasets.voc import AnnotatedPhoto, ListedPhoto, annotate, read_voc
 from vlscore_lib.errors import MissingPackageError, VLScoreError, check_at_least
 from vlscore_lib.photos import photo_endings
@@ -92,13 +92,9 @@ def read_dataset(
             names an unknown photo; a path that leaves the folder.
     """
     root = Path(root)
-    if layout is None:
-        layout = find_layout(root)
-    elif layout not in LAYOUTS:
-        raise VLScoreError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
-    elif layout not in list_layouts(root):
-        raise VLScoreError(f"{root} is not laid out as {layout} ({LAYOUTS[layout]}): choose another")
-    listing = list_dataset(root, layout, check_boxes(boxes))
+    boxes = check_boxes(boxes)
+    layout = find_layout(root, boxes) if layout is None else check_layout(root, layout, boxes)
+    listing = list_dataset(root, layout, boxes)
     there = [each for each in listing.photos if not is_empty(each, layout)]
     empty = len(listing.photos) - len(there) + listing.unannotated
     listed = name_photos(root, there)

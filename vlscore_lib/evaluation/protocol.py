@@ -25,6 +25,8 @@ class Protocol(EncodingOptions):
         templates: ``"report"``, the one prompt of the report, or ``"clip"``, the 80 of CLIP's authors.
         slow_baselines: on so many images, the first, Score-CAM and gScoreCAM are measured too.
         seed: of the choice of absent classes.
+        average_precision: whether boxes of all classes are compared with all objects; None, as data sets of
+            detection need it.
     """
 
     temperature: float | None = None
@@ -35,6 +37,7 @@ class Protocol(EncodingOptions):
     templates: str = "report"
     slow_baselines: int = 0
     seed: int = 0
+    average_precision: bool | None = None
 
     def resolve(self, model: Model) -> Protocol:
         """The same with the model's own values filled in, and checked.

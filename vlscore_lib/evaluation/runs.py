@@ -157,7 +157,7 @@ def read_parameters(out) -> dict:
         raise VLScoreError(f"{Path(out) / 'run.json'} has no parameters of a run: choose another folder")
     if "peers" in parameters:  # as version 0.1.0 called them
         parameters["slow_baselines"] = parameters.pop("peers")
-    return parameters
+    return {"average_precision": False} | parameters  # which older runs do not tell
 
 
 def read_run(out) -> tuple[dict, object]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from vlscore_lib.encoding import PRESENT
 from vlscore_lib.errors import VLScoreError
+from vlscore_lib.evaluation.detection import sum_up_labels
 from vlscore_lib.evaluation.metrics import (
     DELTAS,
     SHARES,
@@ -32,7 +33,8 @@ def summarize(records, protocol: Protocol) -> dict:
     Returns:
         ``results``: GT-known, Top-1 and Top-5 Loc, mean box IoU, at the protocol's τ and α, MaxBoxAcc and
         MaxBoxAccV2, whose thresholds are the best on these images by their definition;
-        ``classification``; ``boxes`` against objects; ``presence``; ``methods``: the same for each
+        ``classification``; ``boxes`` against objects; ``presence``; ``average_precision``, see
+        `sum_up_labels`, or None; ``methods``: the same for each
         temperature and each baseline, over all thresholds; ``constant_box`` and ``whole_image``;
         ``gt_known_above``: by how much ours is above each other method at that one's best threshold here,
         with p by the paired bootstrap, see `compare`.
@@ -67,6 +69,7 @@ def summarize(records, protocol: Protocol) -> dict:
             "same_number": share_with_interval(predicted == records["objects"].to_numpy()),
         },
         "presence": sum_up_presence(records),
+        "average_precision": sum_up_labels(records) if protocol.average_precision else None,
         "constant_box": {"side": SHARES[best], "gt_known": share_with_interval(constant[:, best])},
         "whole_image": {"gt_known": share_with_interval(constant[:, -1])},
         "gt_known_above": {name: paired_difference(hit, other) for name, other in others.items()},

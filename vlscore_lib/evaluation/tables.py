@@ -69,6 +69,13 @@ def summary_table(summary: dict) -> str:
         rows.append(f"absent by p > {PRESENT}: label {label}, other {other}")
         margin, p = _percent(presence["auroc"]), _percent(presence["auroc_of_p"])
         rows.append(f"AUROC of presence: margin {margin}, p {p}")
+    if found := summary.get("average_precision"):
+        rows.append(f"labels of all classes in {found['photos']} photos, by pycocotools, in percent:")
+        for name, each in (("ours", found["labels"]), ("constant box", found["constant_box"])):
+            rows.append(
+                f"  {name:12}  AP at IoU 0.5 {100 * each['ap50']:.1f}, at 0.5 to 0.95 {100 * each['ap']:.1f};"
+                f" precision {_percent(each['precision'])}, recall {_percent(each['recall'])}"
+            )
     return "\n".join(rows)
 
 
@@ -97,4 +104,6 @@ def published_table() -> str:
 
 
 def _percent(figure):
+    if figure["value"] is None:
+        return "none"
     return "{:.1f} ({:.1f}–{:.1f})".format(*(100 * figure[key] for key in ("value", "low", "high")))

@@ -1,0 +1,141 @@
+"""Average precision of labels, as detectors are compared by it, computed by pycocotools."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stdout
+
+import numpy as np
+
+from vlscore_lib.errors import import_extra
+from vlscore_lib.evaluation.metrics import SHARES, constant_box, interval, resample, rounded
+
+
+def sum_up_labels(records) -> dict:
+    """Average precision of the boxes that were found, and of a constant box in their place.
+
+    Args:
+        records: of `measure` with ``average_precision``, a pandas DataFrame.
+
+    Returns:
+        ``labels``: `average_precision` of what was found; ``constant_box``: the same if each class that was
+        found in a photo has one centred box, of the ``side`` that is best on these images.
+    """
+    photos = records.drop_duplicates("photo")
+    sizes = list(zip(photos["width"], photos["height"]))
+    found = [[(each["label"], each["score"], each["box"]) for each in row] for row in photos["found"]]
+    truth = [[(each["label"], each["box"]) for each in row] for row in photos["truth"]]
+    constant = {
+        side: [replace_boxes(each, side, size) for each, size in zip(found, sizes)] for side in SHARES[::5]
+    }
+    side = max(constant, key=lambda each: read_precision(match_boxes(constant[each], truth))[0].mean())
+    return {
+        "photos": len(photos),
+        "labels": average_precision(found, truth),
+        "constant_box": average_precision(constant[side], truth) | {"side": side},
+    }
+
+
+def replace_boxes(found, share, size):
+    """A photo's classes, each with one constant box and the highest score that it had."""
+    best = {}
+    for label, score, _ in found:
+        best[label] = max(score, best.get(label, 0.0))
+    return [(label, score, constant_box(share, size)) for label, score in best.items()]
+
+
+def average_precision(found: list[list[tuple]], truth: list[list[tuple]]) -> dict:
+    """COCO's metrics of detection (Lin et al. 2014): a box is right if it meets an object of its class.
+
+    Args:
+        found: of each photo (label, score, box); at most 100 boxes a class and photo count.
+        truth: of each photo (label, box); boxes are (x0, y0, x1, y1), half-open.
+
+    Returns:
+        ``ap50``, average precision at IoU 0.5, and ``ap``, its mean over IoU 0.5, 0.55, …, 0.95, both the
+        mean over the classes; ``precision`` and ``recall`` of all boxes at IoU 0.5, with 95 % intervals;
+        ``classes``: class -> its ``ap50``.
+    """
+    labels = list_labels(truth)
+    evaluation = match_boxes(found, truth)
+    precision = read_precision(evaluation)
+    right, wrong, missed = count_matches(evaluation, len(truth))
+    others = np.array([sum(label not in labels for label, _, _ in row) for row in found])
+    return {
+        "ap50": rounded(precision[0].mean()),
+        "ap": rounded(precision.mean()),
+        "precision": share_of(right, right + wrong + others),
+        "recall": share_of(right, right + missed),
+        "classes": {label: rounded(precision[0, :, n].mean()) for n, label in enumerate(labels)},
+    }
+
+
+def list_labels(truth) -> list[str]:
+    """The classes of all objects, in the order of their numbers."""
+    return sorted({label for row in truth for label, _ in row})
+
+
+def match_boxes(found, truth):
+    """The COCOeval of `average_precision`, accumulated."""
+    import_extra("pycocotools", "evaluation")
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    labels = list_labels(truth)
+    numbers = {label: n for n, label in enumerate(labels, start=1)}
+    images = [{"id": n} for n in range(1, len(truth) + 1)]
+    categories = [{"id": n, "name": label} for label, n in numbers.items()]
+    objects = [
+        describe_box(image, numbers[label], box) | {"iscrowd": 0}
+        for image, row in enumerate(truth, start=1)
+        for label, box in row
+    ]
+    boxes = [
+        describe_box(image, numbers[label], box) | {"score": float(score)}
+        for image, row in enumerate(found, start=1)
+        for label, score, box in row
+        if label in numbers
+    ]
+    with redirect_stdout(io.StringIO()):
+        sides = [COCO(), COCO()]
+        for side, rows in zip(sides, (objects, boxes)):
+            numbered = [row | {"id": n} for n, row in enumerate(rows, start=1)]
+            side.dataset = {"images": images, "categories": categories, "annotations": numbered}
+            side.createIndex()
+        evaluation = COCOeval(*sides, iouType="bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
+
+
+def read_precision(evaluation) -> np.ndarray:
+    """The precision at each IoU, recall and class, (10, 101, N), of objects of all sizes."""
+    return evaluation.eval["precision"][:, :, :, 0, -1]
+
+
+def describe_box(image: int, category: int, box) -> dict:
+    x0, y0, x1, y1 = map(float, box)
+    sides = [x1 - x0, y1 - y0]
+    return {"image_id": image, "category_id": category, "bbox": [x0, y0, *sides], "area": sides[0] * sides[1]}
+
+
+def count_matches(evaluation, count: int) -> np.ndarray:
+    """Of each photo, how many boxes are right and wrong at IoU 0.5, and how many objects are missed."""
+    counts = np.zeros((3, count), int)
+    whole = evaluation.params.areaRng[0]
+    for each in evaluation.evalImgs:
+        if each is None or each["aRng"] != whole:
+            continue
+        right = int((each["dtMatches"][0] > 0).sum())
+        objects = len(each["gtIds"])
+        counts[:, each["image_id"] - 1] += right, len(each["dtIds"]) - right, objects - right
+    return counts
+
+
+def share_of(parts: np.ndarray, wholes: np.ndarray) -> dict:
+    """The share of all parts (n,) in all wholes (n,), resampled by photos; None where there is no whole."""
+    if not wholes.sum():
+        return {"value": None, "low": None, "high": None}
+    draws = [draw @ parts / max(draw @ wholes, 1) for draw in resample(len(parts))]
+    low, high = interval(draws)
+    return {"value": rounded(parts.sum() / wholes.sum()), "low": rounded(low), "high": rounded(high)}
