@@ -243,10 +243,10 @@ def saliency(encoding: Encoding, text_embedding: torch.Tensor, temperature: floa
 def p_absent(encoding: Encoding, text_embedding: torch.Tensor, others: torch.Tensor) -> float:
     """How likely a text of something that is not there would fit the image as well as this one.
 
-    A text fits as its best masked image and the whole image agree with it, max_k s_k plus the whole
-    image's cosine.  With m of the N other texts above this one, p = (1 + m) / (1 + N), as in a permutation
-    test (Phipson and Smyth 2010): a text for what is not there, as little as the others are, gets
-    p ≤ 0.05 in one image of twenty, whatever the model.
+    A text fits as its best masked image and the whole image agree with it, max_k s_k of the maps that
+    went through the encoder plus the whole image's cosine. With m of the N other texts above this one, p
+    = (1 + m) / (1 + N), as in a permutation test (Phipson and Smyth 2010): a text for what is not there,
+    as little as the others are, gets p ≤ 0.05 in one image of twenty, whatever the model.
 
     Args:
         text_embedding: (D,).
@@ -266,7 +266,8 @@ def judge_presence(encoding: Encoding | Rows, texts: torch.Tensor, others: torch
         the text's fit lies above the mean of the others' fits, in their standard deviations.
     """
     every = unit(torch.cat([texts, others]).cpu())  # (M + N, D)
-    fits = (encoding.mask_embeddings @ every.T).amax(0) + encoding.image_embedding @ every.T
+    rows = encoding if isinstance(encoding, Rows) else Rows.of(encoding)
+    fits = (rows.mask_embeddings @ every.T).amax(0) + rows.image_embedding @ every.T
     fits, of_others = fits[: len(texts), None], fits[len(texts) :]
     same = 1e-6  # a text is not above itself, however it was rounded
     p = (1 + (of_others > fits + same).sum(1)).double() / (1 + len(others))
@@ -470,17 +471,24 @@ class Labeller:
         Raises:
             VLScoreError: it cannot be read.
         """
+        rows = self.store.read_rows(read_content(path)) if self.store else None
+        if (
+            rows is not None and (self.judge_rows(rows)[0] > PRESENT).all()
+        ):  # without the maps, which take time
+            return LabelledPhoto(str(path), rows.size, [])
         encoding = read_encoding(self.model, path, self.options, self.store)
         boxes = [each for each in self.find(encoding) if each.score >= self.min_score]
         return LabelledPhoto(str(path), encoding.fit.size, boxes)
 
     def judge(self, path) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whether a photo shows each class, without boxes: `judge_presence` of the maps that were encoded."""
+        """Whether a photo shows each class, without boxes, see `judge_presence`."""
         rows = self.store.read_rows(read_content(path)) if self.store else None
         if rows is None:
-            encoding = read_encoding(self.model, path, self.options, self.store)
-            embeddings = encoding.mask_embeddings[encoding.indices]
-            rows = Rows(embeddings, encoding.base_embedding, encoding.image_embedding)
+            rows = Rows.of(read_encoding(self.model, path, self.options, self.store))
+        return self.judge_rows(rows)
+
+    def judge_rows(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        """`judge_presence` of all classes."""
         return judge_presence(rows, torch.stack(list(self.texts.values())), embed_other_words(self.model))
 
     def find(self, encoding: Encoding) -> list[LabelledBox]:

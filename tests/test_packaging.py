@@ -54,7 +54,7 @@ def test_it_holds_every_room_the_weights_and_nothing_else(wheel):
         names = {each for each in archive.namelist() if ".dist-info/" not in each}
     rooms = {str(path.relative_to(ROOT)) for path in (ROOT / "vlscore_lib").rglob("*.py")}
     weights = {f"vlscore_lib/weights/{path.name}" for path in (ROOT / "data/models").glob("*.safetensors")}
-    assert len(weights) == 2
+    assert len(weights) == 3
     assert names == {*MODULES} | rooms | weights
 
 

