@@ -144,5 +144,6 @@ def split_components(components: np.ndarray, count: int, peaks: np.ndarray, basi
         return components, count
     whole = np.where(held[components] == 1, components, 0)
     split = np.where(held[components] > 1, components + (count + 1) * basins, whole)
-    labels = np.union1d(split, 0)
-    return np.searchsorted(labels, split), len(labels) - 1
+    is_there = np.bincount(split.ravel()) > 0
+    is_there[0] = True
+    return (is_there.cumsum() - 1)[split], is_there.sum() - 1
