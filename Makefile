@@ -13,7 +13,7 @@ ARGS ?= --keep 128
 # make sweep GRID="MODEL=scenes-rn,scenes-vit LIMIT=20,40" JOBS=2
 GRID ?= MODEL=scenes-rn,scenes-vit LIMIT=20 OTHER=null
 JOBS ?= 2
-# make app ADDRESS=0.0.0.0 PORT=8000 MODELS="open_clip:ViT-B-16-SigLIP/webli,hf:openai/clip-vit-base-patch16"
+# make app ADDRESS=0.0.0.0 PORT=8000 ROOT=photos MODELS="open_clip:ViT-B-16-SigLIP/webli,hf:openai/clip-vit-base-patch16"
 ADDRESS ?= 127.0.0.1
 PORT ?= 8501
 
@@ -56,8 +56,9 @@ book: $(READY)  ## build the book into _build/html
 	$(BIN)/jupyter-book build . --toc book/_toc.yml -W -n --keep-going --all --quiet
 	@test -f _build/html/index.html && echo "book: _build/html/index.html"
 
-app: $(READY)  ## serve the page: a photo, words, boxes; for this machine, unless ADDRESS is given
-	VLSCORE_MODELS="$(MODELS)" $(BIN)/streamlit run app.py --server.address $(ADDRESS) --server.port $(PORT)
+app: $(READY)  ## serve the page: photos, words, boxes; for this machine, unless ADDRESS is given; folders below ROOT
+	VLSCORE_MODELS="$(MODELS)" $(BIN)/streamlit run app.py --server.address $(ADDRESS) --server.port $(PORT) \
+		$(if $(filter command line,$(origin ROOT)),-- --root "$(ROOT)")
 
 mutants: $(READY)  ## break the modules on purpose, in a copy, and print which test notices; some minutes
 	$(BIN)/python tests/mutate.py

@@ -753,7 +753,7 @@ from vlscore_lib.figures import (
 from vlscore_lib.files import read_json, write_whole
 from vlscore_lib.images import Fit
 from vlscore_lib.labelling.formats import FORMATS as LABEL_FORMATS
-from vlscore_lib.labelling.formats import write_labels
+from vlscore_lib.labelling.formats import format_labels, write_labels
 from vlscore_lib.labelling.labels import Journal
 from vlscore_lib.masks import make_masks, varies
 from vlscore_lib.models.base import list_sources, principal_maps, tapped
@@ -780,14 +780,14 @@ __all__ = [
     "compute_gscorecam", "constant_box", "diffuse", "discriminate", "draw_case_study", "draw_contact_sheet",
     "draw_localizations", "draw_overlay", "embed_other_words", "encode", "encode_images", "evaluate",
     "fast_encoder", "find_box_at", "find_boxes", "find_family", "find_labels", "find_layout", "find_peak",
-    "find_photos", "fit_region", "hand_boxed_photos", "heat_map", "imagenet_classes", "imagenet_label",
-    "import_clip", "interval", "judge_presence", "label", "list_models", "list_sources", "load_checkpoint",
-    "load_image", "load_model", "load_scenes", "localize", "locate_seed", "make_masks", "make_picture_slider",
-    "mask_cells", "mask_similarity", "mass_in_boxes", "max_box_acc", "max_box_acc_v2", "mean_map", "measure",
-    "measure_models", "measure_shard", "method_name", "p_absent", "paired_difference", "playground",
-    "predict_embeddings", "principal_maps", "prompt_templates", "published_table", "read_classes",
-    "read_content", "read_dataset", "read_json", "read_run", "read_scales", "read_shard", "read_voc",
-    "refine", "render_jpeg", "resample", "rounded", "saliency", "scenes", "scenes_file", "scores",
+    "find_photos", "fit_region", "format_labels", "hand_boxed_photos", "heat_map", "imagenet_classes",
+    "imagenet_label", "import_clip", "interval", "judge_presence", "label", "list_models", "list_sources",
+    "load_checkpoint", "load_image", "load_model", "load_scenes", "localize", "locate_seed", "make_masks",
+    "make_picture_slider", "mask_cells", "mask_similarity", "mass_in_boxes", "max_box_acc", "max_box_acc_v2",
+    "mean_map", "measure", "measure_models", "measure_shard", "method_name", "p_absent", "paired_difference",
+    "playground", "predict_embeddings", "principal_maps", "prompt_templates", "published_table",
+    "read_classes", "read_content", "read_dataset", "read_json", "read_run", "read_scales", "read_shard",
+    "read_voc", "refine", "render_jpeg", "resample", "rounded", "saliency", "scenes", "scenes_file", "scores",
     "select_maps", "share_with_interval", "show_boxes", "show_heat", "split_instances", "summarize",
     "summary_table", "sweep_boxes", "tabulate_models", "tapped", "two_sided", "unit", "varies", "weights",
     "wilson", "write_labels", "write_whole",

@@ -40,7 +40,9 @@ def measure(browser, address: str, example: str = "cat", moves: int = 10) -> dic
     page.get_by_alt_text("heat map").wait_for()
     seconds["first result"] = monotonic() - begun
     page.get_by_role("button", name="Boxes (JSON)").wait_for()
+    page.get_by_text("More options").click()
     for name in ("Threshold", "Temperature"):
+        page.get_by_role("slider", name=name).wait_for()
         page.get_by_role("slider", name=name).focus()
         keys = ["ArrowRight"] * (moves // 2) + ["ArrowLeft"] * (moves // 2)
         seconds[name] = [each for key in keys if (each := move(page, key)) is not None]

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import sys
+import zipfile
 from io import BytesIO
 from pathlib import Path
 
@@ -15,8 +17,8 @@ from starlette.requests import Request
 from streamlit.testing.v1 import AppTest
 from streamlit.web.server import server_util
 
-import app
 import vlscore
+from page import kept, many, photos, pictures, words
 from vlscore_lib import scenes
 
 ROOT = Path(__file__).parent.parent
@@ -134,8 +136,8 @@ def test_not_found_is_said_with_the_number_that_decided(page, lite0, chelsea):
 
 def test_verdict_of_a_photo_that_loses_to_the_empty_image():
     absent = vlscore.Localization("a cat", False, [], None, 0.1, 0.25)
-    assert app.verdict(absent).startswith("Not found")
-    assert "best map 0.100, empty image 0.250" in app.verdict(absent)
+    assert words.verdict(absent).startswith("Not found")
+    assert "best map 0.100, empty image 0.250" in words.verdict(absent)
 
 
 def test_refined_vit_takes_no_choice_of_maps(page):
@@ -164,15 +166,15 @@ def test_saliency_is_that_of_the_method_and_nan_where_nothing_was_found(lite0, c
     encoding = vlscore.encode(lite0, chelsea, keep=8)
     there = vlscore.localize(lite0, encoding, "an image of a cat.")
     absent = vlscore.Localization("a bus", False, [], None, 0.0, 1.0)
-    maps = np.load(BytesIO(app.saliency_file([absent, there], encoding)), allow_pickle=False)
+    maps = np.load(BytesIO(pictures.saliency_file([absent, there], encoding)), allow_pickle=False)
     assert np.isnan(maps[0]).all()
     assert np.array_equal(maps[1], there.saliency.numpy())
 
 
 def test_boxes_are_drawn_where_they_are_in_the_large_photo():
-    photo = app.open_photo("large", encoded(1600, 1200))
+    photo = photos.open_photo("large", encoded(1600, 1200))
     found = vlscore.Localization("a", True, [(400, 200, 1200, 1000)], None, 1.0, 0.0)
-    red = np.asarray(app.with_boxes(photo, found))[..., 0] > 0
+    red = np.asarray(pictures.with_boxes(photo, found))[..., 0] > 0
     assert photo.size == (1600, 1200) and photo.shown.size == (800, 600)
     ys, xs = red.nonzero()
     assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (200, 100, 600, 500)
@@ -206,8 +208,8 @@ def test_another_photo_waits_for_the_button_and_the_first_is_remembered(page, en
 
 
 def test_options_of_the_encoding_are_part_of_its_key():
-    photo = app.open_photo("a", encoded(8, 8))
-    options = app.Options("m", {"layer": "head", "maps": "activation"}, 128, False, 0.1, 0.3)
+    photo = photos.open_photo("a", encoded(8, 8))
+    options = kept.Options("m", {"layer": "head", "maps": "activation"}, 128, False, 0.1, 0.3)
     others = [
         options._replace(model="n"),
         options._replace(source={"layer": "block7", "maps": "activation"}),
@@ -216,7 +218,7 @@ def test_options_of_the_encoding_are_part_of_its_key():
         options._replace(refined=True),
     ]
     assert len({each.key(photo) for each in [options, *others]}) == 6
-    assert options.key(app.open_photo("a", encoded(8, 9))) != options.key(photo)
+    assert options.key(photos.open_photo("a", encoded(8, 9))) != options.key(photo)
     assert options._replace(temperature=1.0, threshold=0.9).key(photo) == options.key(photo)
 
 
@@ -227,8 +229,8 @@ def test_cache_drops_the_least_recently_used_by_bytes():
         facts = ("m", "head", "activation", 224, vlscore.Fit((1, 1), (0, 0, 1, 1)))
         return vlscore.Encoding(*facts, cell, torch.zeros(0), torch.zeros(0), text, text, 1, 1, scales)
 
-    assert app.size_in_bytes(encoding(100)) == 4 * (100 + 1 + 1 + 100)
-    recent = app.Recent(2000)
+    assert kept.size_in_bytes(encoding(100)) == 4 * (100 + 1 + 1 + 100)
+    recent = kept.Recent(2000)
     recent.put("a", encoding(100))
     recent.put("b", encoding(100))
     assert recent.get("a") is not None  # now b is the least recently used
@@ -242,7 +244,7 @@ def test_sessions_do_not_see_each_other(page, encodings):
     find(page, "cat", "my secret words")
     other = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120).run()
     assert other.text_area[0].value == "" and not other.success
-    assert other.session_state.photo is None and not other.session_state.recent.held
+    assert other.session_state.photos == [] and not other.session_state.recent.held
     find(other, "cat", "an image of a cat.")
     assert len(encodings) == 2
     assert "my secret words" not in str(other)
@@ -293,11 +295,11 @@ def test_more_than_fifty_megapixels_are_refused_before_they_are_decoded(page, mo
     (message,) = upload(page, "large.png", encoded(10_000, 5_001, "1"))
     assert "more than 50 megapixels" in message and "smaller copy" in message
     with pytest.raises(vlscore.VLScoreError, match="50 megapixels"):
-        app.decode(encoded(20_000, 10_000, "1"))  # where Pillow itself gives up
+        photos.decode(encoded(20_000, 10_000, "1"))  # where Pillow itself gives up
 
 
 def test_fifty_megapixels_are_taken():
-    assert app.decode(encoded(10_000, 5_000, "1")).size == (10_000, 5_000)
+    assert photos.decode(encoded(10_000, 5_000, "1")).size == (10_000, 5_000)
 
 
 def test_megabytes_of_text_do_not_spoil_a_photo():
@@ -305,12 +307,12 @@ def test_megabytes_of_text_do_not_spoil_a_photo():
     info.add_text("comment", "x" * 3_000_000, zip=True)
     content = BytesIO()
     Image.new("RGB", (8, 6), "red").save(content, "PNG", pnginfo=info)
-    assert app.decode(content.getvalue()).getpixel((0, 0)) == (255, 0, 0)
+    assert photos.decode(content.getvalue()).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_more_than_twenty_megabytes_are_refused():
     with pytest.raises(vlscore.VLScoreError, match="20 MB"):
-        app.decode(encoded(8, 8) + bytes(20 * 2**20))
+        photos.decode(encoded(8, 8) + bytes(20 * 2**20))
 
 
 def test_prompts_are_shown_as_text(page):
@@ -328,11 +330,11 @@ def test_a_prompt_that_is_too_long_is_told_as_text(page):
 
 
 def test_prompts_are_one_a_line():
-    assert app.prompts_of("a cat\n\n  a dog \na cat\n") == ["a cat", "a dog"]
+    assert words.prompts_of("a cat\n\n  a dog \na cat\n") == ["a cat", "a dog"]
     with pytest.raises(vlscore.VLScoreError, match="no prompt"):
-        app.prompts_of(" \n ")
+        words.prompts_of(" \n ")
     with pytest.raises(vlscore.VLScoreError, match="11 prompts"):
-        app.prompts_of("\n".join(map(str, range(11))))
+        words.prompts_of("\n".join(map(str, range(11))))
 
 
 def test_model_that_is_not_here_says_what_it_needs(page, monkeypatch):
@@ -343,3 +345,80 @@ def test_model_that_is_not_here_says_what_it_needs(page, monkeypatch):
     page.selectbox[0].set_value("RN50").run()
     assert "~/.cache/clip" in page.info[0].value.replace("\\", "")
     assert button(page, "Find it!").disabled and not page.exception
+
+
+# ── Several photos ───────────────────────────────────────────────────────────────────────────────
+
+CAT, DOG = "an image of a cat.", "an image of a dog."
+
+
+@pytest.fixture
+def three(chelsea):
+    """Files of a cat, of a cup, and one that is no photo."""
+    cup = vlscore.hand_boxed_photos(ROOT / "data" / "photos")["coffee"].path
+    return {"a cat.png": chelsea.read_bytes(), "b cup.png": cup.read_bytes(), "c.png": b"no photo"}
+
+
+def test_several_uploads_give_a_gallery_for_each_prompt(page, downloads, encodings, three, lite0):
+    page.file_uploader[0].set_value([(name, content, "image/png") for name, content in three.items()]).run()
+    assert not page.exception
+    (problem,) = said(page.error)
+    assert problem.startswith(r"c\.png\:") and "complete JPEG" in problem
+    page.text_area[0].set_value(f"{DOG}\n{CAT}").run()
+    button(page, "Find it!").click().run()
+    assert not page.exception
+    shown = [image.captions[0] for image in page.image if image.captions[0]]
+    assert len(shown) == 4
+    assert shown[2].startswith(r"a cat\.png\: 1 box") and r"b cup\.png\: not found" in shown[3]
+    assert encodings == ["lite0-minilm"] * 2
+    page.text_area[0].set_value(CAT).run()  # answered from what is kept
+    assert encodings == ["lite0-minilm"] * 2
+    facts = json.loads(zipfile.ZipFile(BytesIO(downloads["coco.zip"])).read("coco.json"))
+    assert [(each["file_name"], each["width"], each["height"]) for each in facts["images"]] == [
+        ("a cat.png", 451, 300),
+        ("b cup.png", 600, 400),
+    ]
+    encoding = vlscore.encode(lite0, BytesIO(three["a cat.png"]).getvalue(), keep=128)
+    expected = vlscore.localize(lite0, encoding, CAT).boxes
+    boxes = [(x, y, x + w, y + h) for x, y, w, h in (each["bbox"] for each in facts["annotations"])]
+    assert boxes == expected and [each["name"] for each in facts["categories"]] == ["cat"]
+    for form, name in (("voc", "a cat.xml"), ("yolo", "labels/a cat.txt")):
+        assert zipfile.ZipFile(BytesIO(downloads[f"{form}.zip"])).read(name)
+
+
+def test_a_folder_of_this_machine_below_the_one_given(page, monkeypatch, tmp_path, three):
+    assert not page.text_input  # without --root there is none
+    root = tmp_path / "photos"
+    (root / "deep").mkdir(parents=True)
+    for name, content in three.items():
+        (root / "deep" / name).write_bytes(content)
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "cat.png").write_bytes(three["a cat.png"])
+    monkeypatch.setattr(sys, "argv", ["app.py", "--root", str(root)])
+    page.run()
+    page.text_input[0].set_value("deep").run()
+    assert [photo.name for photo in page.session_state.photos] == ["deep/a cat.png", "deep/b cup.png"]
+    assert "c\\.png" in said(page.error)[0]
+    for place in ("..", "../secret", str(tmp_path / "secret")):
+        page.text_input[0].set_value(place).run()
+        assert "leads out of photos" in said(page.error)[0]
+        assert page.session_state.photos == []
+    (root / "none").mkdir()
+    page.text_input[0].set_value("none").run()
+    assert "has no photo" in said(page.error)[0]
+
+
+def test_more_photos_than_the_page_takes(monkeypatch, tmp_path):
+    monkeypatch.setattr(many, "MOST_PHOTOS", 1)
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(encoded(8, 8))
+    with pytest.raises(vlscore.VLScoreError, match="has 2 photos, 1 at most"):
+        many.find_folder(tmp_path.resolve(), ".")
+
+
+@pytest.mark.parametrize(
+    "prompt, name",
+    [("an image of a red dog.", "red dog"), ("a dog", "a dog"), ("an image of a .",) * 2],
+)
+def test_a_class_is_what_its_prompt_names(prompt, name):
+    assert words.class_of(prompt) == name

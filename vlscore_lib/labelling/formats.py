@@ -26,11 +26,16 @@ def write_labels(photos: list[LabelledPhoto], classes: list[str], form: str, out
     Raises:
         VLScoreError: an unknown format.
     """
-    check_choice(form, FORMATS, "format")
-    for name, content in FORMATS[form](photos, classes, Path(folder)):
+    for name, content in format_labels(photos, classes, form, folder):
         file = Path(out) / name
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, content)
+
+
+def format_labels(photos: list[LabelledPhoto], classes: list[str], form: str, folder):
+    """Labels in a format: the path and content of each file, see `write_labels`."""
+    check_choice(form, FORMATS, "format")
+    yield from FORMATS[form](photos, classes, Path(folder))
 
 
 def to_bytes(facts) -> bytes:
