@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -204,6 +206,33 @@ def tell_unknown_words(model, classes: list[str]) -> None:
         print(f"vlscore: {model.name} does not know {words}: left out of the prompt", file=sys.stderr)
 
 
+def rank_photos(labeller, paths: list[Path], pool) -> tuple[list[tuple[float, float, Path]], bool]:
+    """Photos by `Labeller.judge`, the surest first: (p, -score, path); and whether all were stored."""
+    found, all_stored = [], True
+    with Pace(len(paths), "looking") as show:
+        for path, known in zip(paths, pool.map(partial(judge_stored, labeller), paths)):
+            all_stored &= known is not None
+            try:
+                p, sure = (each.item() for each in known or labeller.judge(path))
+                found.append((p, -sure, path))
+            except VLScoreError as error:
+                print(f"vlscore: left out: {error}", file=sys.stderr)
+            show(1)
+    return sorted(found), all_stored
+
+
+def judge_stored(labeller, path):
+    """What `Labeller.judge` says of a photo whose encoding is kept; None of another, which needs the model.
+
+    Several threads may ask at a time.
+    """
+    try:
+        rows = labeller.store and labeller.store.read_rows(path.read_bytes())
+    except OSError:
+        return None  # which `Labeller.judge` tells
+    return labeller.judge_rows(rows) if rows else None
+
+
 def run_search(options, chosen: dict) -> None:
     """Print the photos of a folder in the order of how sure the model is that they show a text."""
     EncodingOptions(**chosen).check()
@@ -222,23 +251,19 @@ def run_search(options, chosen: dict) -> None:
     asked = {"temperature": options.temperature, "threshold": options.threshold}
     kept = {"encodings": options.encodings, "encodings_limit": options.encodings_limit}
     labeller = vlscore.Labeller(model, [options.text], ("{}",), **kept, **asked, **chosen)
-    found = []
-    with Pace(len(paths), "looking") as show:
-        for path in paths:
-            try:
-                p, sure = (each.item() for each in labeller.judge(path))
-                found.append((p, -sure, path))
-            except VLScoreError as error:
-                print(f"vlscore: left out: {error}", file=sys.stderr)
-            show(1)
+    vlscore.embed_other_words(model)  # once, before several threads ask for them
     results = []
-    for p, minus, path in sorted(found)[: options.top]:
-        photo = labeller(path)
-        place = path.relative_to(root).as_posix()
-        boxes = [list(each.box) for each in photo.boxes]
-        results.append(
-            {"image": place, "size": list(photo.size), "p_absent": p, "score": -minus, "boxes": boxes}
-        )
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        ranked, all_stored = rank_photos(labeller, paths, pool)
+        best = ranked[: options.top]
+        # An encoder serves one thread at a time.
+        found = (pool.map if all_stored else map)(labeller, [path for _, _, path in best])
+        for (p, minus, path), photo in zip(best, found):
+            place = path.relative_to(root).as_posix()
+            boxes = [list(each.box) for each in photo.boxes]
+            results.append(
+                {"image": place, "size": list(photo.size), "p_absent": p, "score": -minus, "boxes": boxes}
+            )
     if options.out:
         pairs = [(root / each["image"], each["boxes"]) for each in results]
         sheet = vlscore.draw_contact_sheet(pairs, Path(options.out).suffix)
