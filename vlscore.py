@@ -466,18 +466,25 @@ class Labeller:
         self.texts = {each: class_embedding(model, words, templates).cpu() for each, words in names.items()}
 
     def __call__(self, path) -> LabelledPhoto:
-        """Label a photo.
+        """Label a photo; raises VLScoreError if it cannot be read."""
+        found = self.label_stored(path)
+        return found or self.describe(path, read_encoding(self.model, path, self.options, self.store))
 
-        Raises:
-            VLScoreError: it cannot be read.
-        """
-        rows = self.store.read_rows(read_content(path)) if self.store else None
-        if (
-            rows is not None and (self.judge_rows(rows)[0] > PRESENT).all()
-        ):  # without the maps, which take time
+    def label_stored(self, path) -> LabelledPhoto | None:
+        """Label a photo whose encoding is kept; None for another.  Several threads may do so at a time."""
+        content = read_content(path)
+        rows = self.store.read_rows(content) if self.store else None
+        if rows is None:
+            return None
+        if (self.judge_rows(rows)[0] > PRESENT).all():  # the maps are not needed
             return LabelledPhoto(str(path), rows.size, [])
-        encoding = read_encoding(self.model, path, self.options, self.store)
-        boxes = [each for each in self.find(encoding) if each.score >= self.min_score]
+        encoding = self.store.read(content)
+        return encoding and self.describe(path, encoding)
+
+    def describe(self, path, encoding: Encoding) -> LabelledPhoto:
+        """The boxes of all classes in a photo's encoding."""
+        found = find_labels(self.model, encoding, self.texts, self.temperature, self.threshold)
+        boxes = [each for each in found if each.score >= self.min_score]
         return LabelledPhoto(str(path), encoding.fit.size, boxes)
 
     def judge(self, path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -490,10 +497,6 @@ class Labeller:
     def judge_rows(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         """`judge_presence` of all classes."""
         return judge_presence(rows, torch.stack(list(self.texts.values())), embed_other_words(self.model))
-
-    def find(self, encoding: Encoding) -> list[LabelledBox]:
-        """The boxes of all classes in an encoding."""
-        return find_labels(self.model, encoding, self.texts, self.temperature, self.threshold)
 
 
 def find_labels(

@@ -160,14 +160,28 @@ def label_places(model, client, context: LabelContext, places: list[Place]):
 
     if client is None:
         labeller = vlscore.Labeller(model, context.classes, **context.options)
-        for place in places:
-            yield label_shard(labeller, [(place, False)], context.skips_bad)
+        vlscore.embed_other_words(model)  # once, before several threads ask for them
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(places), SHARD):
+                shard = places[start : start + SHARD]
+                for place, known in zip(shard, pool.map(partial(label_stored, labeller), shard)):
+                    one = [(place, False)]  # encoded here, since an encoder serves one thread at a time
+                    yield ([known], {}) if known else label_shard(labeller, one, context.skips_bad)
         return
     from vlscore_lib.evaluation.workers import measure_by_dask
 
     shards = [[(place, False) for place in places[n : n + SHARD]] for n in range(0, len(places), SHARD)]
     for _, *found in measure_by_dask(client, label_on_worker, context, dict(enumerate(shards))):
         yield found
+
+
+def label_stored(labeller, place: Place):
+    """Label a photo whose encoding is kept; None for one that must be encoded, or cannot be read."""
+    try:
+        found = labeller.label_stored(place.path)
+    except VLScoreError:
+        return None
+    return found and replace(found, place=place.name)
 
 
 def label_shard(labeller, shard, skips_bad: bool):

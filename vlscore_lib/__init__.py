@@ -1,7 +1,8 @@
 """The rooms that `vlscore` is built from, one concern each; imports point down, and none is of `vlscore`.
 
-From the top: `evaluation`, `figures`, `widgets`, `datasets`; then `refinement`, `selection`, `boxes`; then
-`models`; and on the ground `encoding`, `masks`, `images`, `prompts`, `scenes`, `options`, `files`, `errors`.
+From the top: `widgets`, `figures`, `evaluation`; `datasets`, `labelling`; then `boxes`, `store`,
+`refinement`, `selection`; then `models`; and on the ground `encoding`, `scenes`, `masks`, `images`,
+`photos`, `prompts`, `options`, `files`, `progress`, `errors`.
 """
 
 __version__ = "0.1.0"
