@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlscore_lib.errors import VLScoreError, check_at_least, check_choice
+from vlscore_lib.files import read_lines
 from vlscore_lib.labelling.labels import check_classes
 from vlscore_lib.options import EncodingOptions
 from vlscore_lib.progress import Pace
@@ -68,12 +69,7 @@ def read_classes(options) -> list[str]:
         raise VLScoreError("give what to look for: either --classes or --classes-file")
     if options.classes is not None:
         return list(check_classes([each.strip() for each in options.classes.split(",")]))
-    try:
-        lines = Path(options.classes_file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise VLScoreError(
-            f"{options.classes_file} cannot be read ({error}): give a list of classes"
-        ) from None
+    lines = read_lines(options.classes_file, "a list of classes")
     return list(check_classes([line.strip() for line in lines if line.strip()]))
 
 

@@ -47,6 +47,21 @@ def read_json(path):
         raise VLScoreError(f"{path} cannot be read ({error}): give the folder of a run") from None
 
 
+def read_lines(path, wanted: str) -> list[str]:
+    """The lines of a text file in UTF-8.
+
+    Args:
+        wanted: what to give instead, for the message.
+
+    Raises:
+        VLScoreError: no such file, or no text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VLScoreError(f"{path} cannot be read ({error}): give {wanted}") from None
+
+
 def to_json(facts) -> bytes:
     """Facts as the content of a JSON file; a number that is not finite, which JSON has not, is null."""
     return (json.dumps(drop_nan(facts), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -16,7 +16,7 @@ from vlscore_lib.evaluation import workers
 from vlscore_lib.evaluation.workers import measure_by_dask
 
 NAMES = "abcdefgh"
-TODO = {number: [(SimpleNamespace(name=name, path=Path(name)), False)] for number, name in enumerate(NAMES)}
+SHARDS = {number: [(SimpleNamespace(name=name, path=Path(name)), False)] for number, name in enumerate(NAMES)}
 EXPECTED = {number: ([{"image": name}], {}) for number, name in enumerate(NAMES)}
 
 
@@ -43,7 +43,7 @@ def measured(client, act=None, skips_bad=False):
         return [{"image": name}], {}
 
     context = SimpleNamespace(skips_bad=skips_bad)
-    return {number: found for number, *found in measure_by_dask(client, on_worker, context, TODO)}
+    return {number: found for number, *found in measure_by_dask(client, on_worker, context, SHARDS)}
 
 
 def killer(folder, times):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vlscore_lib.datasets.voc import ListedPhoto, Listing, read_voc
 from vlscore_lib.errors import VLScoreError, import_extra
+from vlscore_lib.files import read_lines
 from vlscore_lib.photos import photo_endings, walk_files
 
 CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")  # as labelImg and Darknet name them
@@ -205,10 +206,7 @@ def read_yolo(root: Path, boxes: Path | None) -> Listing:
 
 
 def read_name_list(path: Path) -> dict:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise VLScoreError(f"{path} cannot be read ({error}): give a list of classes") from None
+    lines = read_lines(path, "a list of classes")
     return {"names": [line.strip() for line in lines if line.strip()]}
 
 

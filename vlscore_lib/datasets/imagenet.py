@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlscore_lib.datasets.voc import ListedPhoto, hand_boxed_photos, list_files
 from vlscore_lib.errors import VLScoreError
+from vlscore_lib.files import read_lines
 from vlscore_lib.prompts import imagenet_classes
 
 # Where the XML files of a data set may be; inside, each may stand in a folder of its class.
@@ -189,12 +190,8 @@ def read_classes(path) -> dict[str, list[str]]:
     Raises:
         VLScoreError: no such file, or a line that is not a wnid and its names.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise VLScoreError(f"{path} cannot be read ({error}): give a LOC_synset_mapping.txt") from None
     names = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path, f"a {CLASS_LIST}"), start=1):
         wnid, _, rest = line.partition(" ")
         if not rest.strip():
             raise VLScoreError(f"{path}, line {number}: {line[:40]!r} is no wnid with names: fix the line")

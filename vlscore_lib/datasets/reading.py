@@ -18,6 +18,7 @@ from vlscore_lib.datasets.imagenet import CLASS_LIST, read_own_classes
 from vlscore_lib.datasets.layouts import OWN_LAYOUTS, check_layout, find_layout, list_dataset
 from vlscore_lib.datasets.voc import AnnotatedPhoto, ListedPhoto, annotate, read_voc
 from vlscore_lib.errors import MissingPackageError, VLScoreError, check_at_least
+from vlscore_lib.files import read_lines
 from vlscore_lib.photos import photo_endings
 from vlscore_lib.prompts import imagenet_classes, imagenet_label
 
@@ -152,12 +153,8 @@ def read_class_names(path, classes) -> dict[str, list[str]]:
     Raises:
         VLScoreError: no such file, a line that is not of this form, or a class that is not there.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise VLScoreError(f"{path} cannot be read ({error}): give lines like 'label: name, name'") from None
     found = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path, "lines like 'label: name, name'"), start=1):
         if not line.strip():
             continue
         label, _, rest = (part.strip() for part in line.partition(":"))
