@@ -68,6 +68,22 @@ def test_compiled_encoder_s_outputs_are_its_own(rn):
     assert torch.equal(first, kept)
 
 
+def test_no_thread_of_the_encoder_is_bound_to_a_core(checkpoints, monkeypatch):
+    """Bound, processes of one thread each share the first core by chance, and the others stand idle."""
+    import openvino
+
+    compile_model, compiled = openvino.Core.compile_model, []
+
+    def remember(*arguments):
+        compiled.append(compile_model(*arguments))
+        return compiled[-1]
+
+    monkeypatch.setattr(openvino.Core, "compile_model", remember)
+    model = vlscore.load_model(str(checkpoints["rn"]), "cpu")
+    vlscore.fast_encoder(model, "float32")(noise(model))
+    assert compiled[0].get_property("ENABLE_CPU_PINNING") is False
+
+
 def test_encoder_is_compiled_once(rn, monkeypatch):
     vlscore.fast_encoder(rn, "float32")
     monkeypatch.setattr(fast_encoder, "compile_openvino", None)

@@ -31,6 +31,7 @@ def compile_openvino(visual, size: int, precision: str):
     hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
     threads = str(torch.get_num_threads())
     options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads}
+    options["ENABLE_CPU_PINNING"] = "NO"  # else several processes of one thread each share the first core
     compiled = openvino.Core().compile_model(graph, "CPU", options)
     queue = openvino.AsyncInferQueue(compiled, int(threads))
 
