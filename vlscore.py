@@ -37,7 +37,6 @@ from zlib import crc32
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from vlscore_lib.boxes import boxes_of_components, warmth
 from vlscore_lib.datasets.reading import Dataset
@@ -58,12 +57,16 @@ from vlscore_lib.models.registry import absolute_name, load_model
 from vlscore_lib.options import EncodingOptions
 from vlscore_lib.prompts import TEMPLATE, everyday_things, prompt_templates
 from vlscore_lib.refinement import (
+    Sharpening,
     cluster_maps,
     diffuse,
     discriminate,
+    gather_evidence,
     locate_seed,
     min_max,
+    sharpen,
     split_instances,
+    unit_features,
     upsample,
     weighted_sum,
 )
@@ -142,6 +145,7 @@ def encode_images(model: Model, images: list, options: EncodingOptions, progress
             image_embedding=image_embeddings[n],
             temperature=model.temperature,
             threshold=model.refined_threshold if options.refined else model.threshold,
+            prominence=model.prominence,
             family=model.family,
             refined=options.refined,
             scales=source.scales,
@@ -278,15 +282,14 @@ def judge_presence(encoding: Encoding | Rows, texts: torch.Tensor, others: torch
 @cached_by_model
 def embed_other_words(model: Model) -> torch.Tensor:
     """Embed prompts for the things that a text is compared with in `p_absent`: (N, D), on the CPU."""
-    names = model.other_words or everyday_things()
-    return model.encode_text([TEMPLATE.format(each) for each in names]).cpu()
+    return model.encode_text([TEMPLATE.format(word) for word in model.other_words or everyday_things()]).cpu()
 
 
 # ── Refinement: the extent of an object, from larger copies of the image and a finer layer ───────
 
-SCALES = (1, 2.5)  # sides of the copies that a CNN reads, in S, rounded up to whole cells
+SCALES = (1, 2.5, 4)  # sides of the copies that a CNN reads, in S, rounded up to whole cells
+FINE_SCALE = 2.5  # of the copy whose fine layer tells the object from the background
 VIT_SCALE = 2  # of the copy that a ViT reads
-FINEST = 40  # most cells on a side of the features; finer ones are pooled
 
 
 def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Scale, ...], torch.Tensor]:
@@ -296,7 +299,7 @@ def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Sc
 
     Returns:
         The scales, the first of the plain method's size where it is a CNN, and the features (F, h, w)
-        of the model's ``fine_layer`` at the last scale, unit vectors.
+        of the model's ``fine_layer`` at `FINE_SCALE`, of a ViT at `VIT_SCALE`, unit vectors.
     """
     fine, last = (model.fine_layer, "activation"), (model.layers[-1], "activation")
     if model.is_vit:
@@ -308,8 +311,8 @@ def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Sc
         wanted, sizes = [(layer, options.maps), last, fine], SCALES
     is_fast, scales = choose_precision(options.precision, model.device) == "bfloat16", []
     for size in sizes:
-        whole = int(-(-model.input_size * size // model.stride) * model.stride)  # cells of full size
-        side = model.input_size if size == 1 else whole
+        cells = -(-model.input_size * size // model.stride)  # all of full size
+        side = model.input_size if size == 1 else int(cells) * model.stride
         pixels = model.preprocess(image, options.fit, side)[None]
         if size > 1:  # at size 1, the maps are plain VL-Score's, bit for bit
             pixels = pixels.to(memory_format=torch.channels_last)
@@ -320,16 +323,16 @@ def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Sc
         else:
             kept = (found[0], model.cell_embeddings(found[1]))
             scales.append(Scale(*(each.cpu().contiguous() for each in kept)))
-    features = found[-1] if found[-1].shape[-1] <= FINEST else F.avg_pool2d(found[-1], 2)
-    return tuple(scales), F.normalize(features, dim=0).cpu().contiguous()
+        if size in (FINE_SCALE, VIT_SCALE):
+            features = unit_features(found[-1]).cpu().contiguous()
+    return tuple(scales), features
 
 
 def refine(encoding: Encoding, w: torch.Tensor, text_embedding: torch.Tensor) -> torch.Tensor:
     """Give a saliency map the extent of the object: (S, S) in [0, 1].
 
-    Of a CNN, `locate_seed` says which cells are likely the object's, and `discriminate` what a finer layer
-    sees there; the result is the geometric mean of both.  Of a ViT, each region's weight is spread over its
-    area, then over what resembles it, see `diffuse`.
+    Of a CNN, `locate_seed` says which cells are likely the object's, and `sharpen` fits it to a finer layer.
+    Of a ViT, each region's weight is spread over its area, then over what resembles it, see `diffuse`.
 
     Args:
         w: (C,), see `weights`.
@@ -340,8 +343,7 @@ def refine(encoding: Encoding, w: torch.Tensor, text_embedding: torch.Tensor) ->
         regions = scales[0].maps
         found = diffuse(weighted_sum(w, regions / regions.sum((1, 2), keepdim=True)), features)
     else:
-        likely = locate_seed(scales, w, text_embedding, features.shape[1:])
-        found = (likely * discriminate(likely, features).clamp(0, 1)).sqrt()
+        found = sharpen(locate_seed(scales, w, text_embedding, features.shape[1:]), features)
     return min_max(upsample(found, encoding.input_size))
 
 
@@ -377,9 +379,8 @@ def sweep_boxes(saliency, encoding: Encoding, thresholds, min_area: float = 0.00
     if saliency is None:
         return [[] for _ in alphas]
     heat = heat_map(saliency, encoding.input_size).numpy()
-    instances = split_instances(heat) if encoding.refined else None
-    above = [heat > alpha * heat.max() for alpha in alphas]
-    return [boxes_of_components(each, encoding.fit, min_area, instances) for each in above]
+    instances = split_instances(heat, encoding.prominence) if encoding.refined else None
+    return [boxes_of_components(heat > a * heat.max(), encoding.fit, min_area, instances) for a in alphas]
 
 
 # ── Localization: all of it, for one image and one prompt ────────────────────────────────────────
@@ -741,7 +742,7 @@ from vlscore_lib.evaluation.metrics import (
 from vlscore_lib.evaluation.model_table import measure_models, tabulate_models
 from vlscore_lib.evaluation.runs import read_run, read_shard
 from vlscore_lib.evaluation.summaries import compare, summarize
-from vlscore_lib.evaluation.tables import ablation_table, published_table, summary_table
+from vlscore_lib.evaluation.tables import published_table, summary_table, tabulate_figures
 from vlscore_lib.figures import (
     BOX_COLOUR,
     COLOUR_MAP,
@@ -777,22 +778,23 @@ __all__ = [
     "LAYOUTS", "MAPS", "OFFLINE_MODEL", "PRECISIONS", "PRESENT", "SCENES_MODELS", "SHARES", "TEMPLATE",
     "AnnotatedPhoto", "ClipModel", "CosineScorer", "Dataset", "Encoding", "EncodingOptions", "EncodingStore",
     "Fit", "Journal", "LabelledBox", "LabelledPhoto", "Labeller", "Localization", "Model", "Protocol", "Run",
-    "Scale", "VLScoreError", "__version__", "ablation_table", "absolute_name", "as_facts", "as_text", "auroc",
+    "Scale", "Sharpening", "VLScoreError", "__version__", "absolute_name", "as_facts", "as_text", "auroc",
     "average_precision", "box_iou", "build_clip", "check_classes", "choose_batch_size", "choose_precision",
     "class_embedding", "class_embeddings", "clip_file", "cluster_maps", "compare", "compute_cam",
     "compute_gscorecam", "constant_box", "diffuse", "discriminate", "draw_case_study", "draw_contact_sheet",
     "draw_localizations", "draw_overlay", "embed_other_words", "encode", "encode_images", "evaluate",
     "fast_encoder", "find_box_at", "find_boxes", "find_family", "find_labels", "find_layout", "find_peak",
-    "find_photos", "fit_region", "format_labels", "hand_boxed_photos", "heat_map", "imagenet_classes",
-    "imagenet_label", "import_clip", "interval", "judge_presence", "label", "list_models", "list_sources",
-    "load_checkpoint", "load_image", "load_model", "load_scenes", "localize", "locate_seed", "make_masks",
-    "make_picture_slider", "mask_cells", "mask_similarity", "mass_in_boxes", "max_box_acc", "max_box_acc_v2",
-    "mean_map", "measure", "measure_models", "measure_shard", "method_name", "p_absent", "paired_difference",
-    "playground", "predict_embeddings", "principal_maps", "prompt_templates", "published_table",
-    "read_classes", "read_content", "read_dataset", "read_json", "read_run", "read_scales", "read_shard",
-    "read_voc", "refine", "render_jpeg", "resample", "rounded", "saliency", "scenes", "scenes_file", "scores",
-    "select_maps", "share_with_interval", "show_boxes", "show_heat", "split_instances", "summarize",
-    "summary_table", "sweep_boxes", "tabulate_models", "tapped", "two_sided", "unit", "varies", "weights",
-    "wilson", "write_labels", "write_whole",
+    "find_photos", "fit_region", "format_labels", "gather_evidence", "hand_boxed_photos", "heat_map",
+    "imagenet_classes", "imagenet_label", "import_clip", "interval", "judge_presence", "label", "list_models",
+    "list_sources", "load_checkpoint", "load_image", "load_model", "load_scenes", "localize", "locate_seed",
+    "make_masks", "make_picture_slider", "mask_cells", "mask_similarity", "mass_in_boxes", "max_box_acc",
+    "max_box_acc_v2", "mean_map", "measure", "measure_models", "measure_shard", "method_name", "p_absent",
+    "paired_difference", "playground", "predict_embeddings", "principal_maps", "prompt_templates",
+    "published_table", "read_classes", "read_content", "read_dataset", "read_encoding", "read_json",
+    "read_run", "read_scales", "read_shard", "read_voc", "refine", "render_jpeg", "resample", "rounded",
+    "saliency", "scenes", "scenes_file", "scores", "select_maps", "share_with_interval", "sharpen",
+    "show_boxes", "show_heat", "split_instances", "summarize", "summary_table", "sweep_boxes",
+    "tabulate_figures", "tabulate_models", "tapped", "two_sided", "unit", "varies", "weights", "wilson",
+    "write_labels", "write_whole",
 ]
 # fmt: on

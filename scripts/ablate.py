@@ -1,7 +1,6 @@
-"""Measure the parts of the refinement one by one: data/ablation.json, the tables of chapter 03.
+"""Measure ideas for a ViT's maps one by one: data/ablation.json, a table of chapter 03.
 
-    python scripts/ablate.py photos ROOT      # a CNN's parts, lite0-minilm on photos with boxes
-    python scripts/ablate.py scenes           # ideas for a ViT's maps, scenes-vit on 200 drawn scenes
+    python scripts/ablate.py                  # scenes-vit on 200 drawn scenes
 
 Each variant stands at the CAM threshold that is best for it on the same images, so all are a little
 flattered, alike.  The constant box stands at its best side.
@@ -25,39 +24,10 @@ from vlscore import scenes
 
 OUT = Path(__file__).parents[1] / "data" / "ablation.json"
 THRESHOLDS = tuple(n / 40 for n in range(4, 38))
-SEED, COUNT = 21, 200  # of the scenes, which chose no parameter
+MODEL, SEED, COUNT = "scenes-vit", 21, 200  # of the scenes, which chose no parameter
 
 
-@lru_cache(1)
-def load(name: str) -> vlscore.Model:
-    """One model and one core for each process."""
-    torch.set_num_threads(1)
-    return vlscore.load_model(name, "cpu")
-
-
-def cnn_heats(model, photo, text) -> list[tuple]:
-    """The refinement of a CNN, a part more a row: (name, heat map, encoding to cut boxes with)."""
-    encoding = vlscore.encode(model, photo.path, keep=128, precision="float32", refined=True)
-    plain, tau = encoding.without_refinement(), model.temperature
-    scales, features = encoding.scales, encoding.features
-    one, two = (
-        vlscore.locate_seed(each, vlscore.weights(encoding, text, tau), text, features.shape[1:])
-        for each in (scales[:1], scales)
-    )
-    inside = vlscore.discriminate(two, features).clamp(0, 1)
-    return [
-        ("VL-Score", vlscore.saliency(plain, text, tau), plain),
-        ("similarity map", model.similarity_map(scales[0].maps, text).relu(), plain),
-        ("seed: their geometric mean", one, plain),
-        ("seed, also read at 2.5 S", two, plain),
-        ("diffused over finer layer", vlscore.diffuse(two, features), plain),
-        ("discriminated by finer layer", inside, plain),
-        ("times the seed", (two * inside).sqrt(), plain),
-        ("split into instances", vlscore.saliency(encoding, text, tau), encoding),
-    ]
-
-
-VIT_SOURCES = {
+SOURCES = {
     "activation maps, last block": {"maps": "activation"},
     "attention to patches": {"maps": "attention"},
     "keys, 8 components": {"maps": "key", "pca": 8},
@@ -66,10 +36,17 @@ VIT_SOURCES = {
 }
 
 
-def vit_heats(model, photo, text) -> list[tuple]:
+@lru_cache(1)
+def load() -> vlscore.Model:
+    """One model and one core for each process."""
+    torch.set_num_threads(1)
+    return vlscore.load_model(MODEL, "cpu")
+
+
+def find_heats(model, photo, text) -> list[tuple]:
     """Ideas for maps of a ViT: (name, heat map, encoding to cut boxes with)."""
     tau, heats = model.temperature, []
-    for name, source in VIT_SOURCES.items():
+    for name, source in SOURCES.items():
         encoding = vlscore.encode(model, photo.path, **source, precision="float32")
         heats.append((name, vlscore.saliency(encoding, text, tau), encoding))
         if name == "activation maps, last block":
@@ -88,14 +65,13 @@ def vit_heats(model, photo, text) -> list[tuple]:
     ]
 
 
-def measure(name: str, classes: dict, photo: vlscore.AnnotatedPhoto) -> dict:
+def measure(classes: dict, photo: vlscore.AnnotatedPhoto) -> dict:
     """The box IoU (A,) of each variant on one image, and of each constant box."""
-    model = load(name)
-    heats = vit_heats if model.is_vit else cnn_heats
+    model = load()
     found = {"constant box": [vlscore.box_iou([box], photo.boxes) for box in constant_boxes(photo)]}
     with torch.inference_mode():
         text = vlscore.class_embedding(model, classes[photo.label])
-        for variant, heat, encoding in heats(model, photo, text):
+        for variant, heat, encoding in find_heats(model, photo, text):
             boxes = vlscore.sweep_boxes(heat, encoding, THRESHOLDS)
             found[variant] = [vlscore.box_iou(each, photo.boxes) for each in boxes]
     return found
@@ -128,25 +104,22 @@ def table(records: list[dict]) -> list[dict]:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser("ablate.py", description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("photos", "scenes"))
-    parser.add_argument("root", nargs="?", help="the folder of the photos")
     parser.add_argument("--work", type=Path, default=Path("_work"), help="for the scenes (default: _work)")
     options = parser.parse_args(argv)
     try:
-        if options.what == "photos":
-            if options.root is None:
-                raise vlscore.VLScoreError("no ROOT: give the folder of photos with boxes")
-            name, root, data = "lite0-minilm", options.root, Path(options.root).resolve().name
-        else:
-            name, root, data = "scenes-vit", options.work / "scenes-ablate", f"scenes, seed {SEED}"
-            if not root.exists():
-                scenes.write_scenes(root, COUNT, SEED, (224, 224), None)
+        root = options.work / "scenes-ablate"
+        if not root.exists():
+            scenes.write_scenes(root, COUNT, SEED, (224, 224), None)
         dataset = vlscore.read_dataset(root)
-        run = partial(measure, name, dataset.classes)
+        run = partial(measure, dataset.classes)
         with ProcessPoolExecutor() as pool:
             records = list(tqdm(pool.map(run, dataset.photos, chunksize=4), total=len(dataset.photos)))
-        found = json.loads(OUT.read_text()) if OUT.exists() else {}
-        found[options.what] = {"model": name, "data": data, "images": len(records), "rows": table(records)}
+        found = {
+            "model": MODEL,
+            "data": f"scenes, seed {SEED}",
+            "images": len(records),
+            "rows": table(records),
+        }
         vlscore.write_whole(OUT, (json.dumps(found, indent=1) + "\n").encode())
     except vlscore.VLScoreError as error:
         print(f"ablate.py: {error}", file=sys.stderr)

@@ -1,10 +1,9 @@
-"""Measure plain and refined VL-Score on scenes and photos: data/results.json, read by the results page.
+"""Measure plain and refined VL-Score on drawn scenes: data/results.json, read by the results page.
 
-    python scripts/results.py scenes          # the scenes models on drawn scenes, half an hour on two cores
-    python scripts/results.py photos ROOT     # lite0-minilm on photos with boxes
+    python scripts/results.py                 # a quarter of an hour on two cores
 
 Refined stands at the model's α, plain at the α that is best for it on the same images, and so does
-the constant box at its best side: both are a little flattered.
+the constant box at its best side: both are a little flattered.  `choose_refinement.py` measures photos.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from vlscore import scenes
 OUT = Path(__file__).parents[1] / "data" / "results.json"
 THRESHOLDS = tuple(n / 40 for n in range(4, 38))
 SMALL = 0.1  # of the image: a photo whose largest box is smaller shows a small object
-COUNT, SEED = 500, 13  # of the scenes, which chose no parameter
-SAME_COUNT, SAME_SEEDS = 150, {2: 15, 3: 16}  # of the scenes of two and of three things of one class
+COUNT, SEED = 200, 13  # of the scenes, which chose no parameter
+SAME_COUNT, SAME_SEEDS = 60, {2: 15, 3: 16}  # of the scenes of two and of three things of one class
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class Setting:
     layer: str | None = None
     maps: str = "activation"
     pca: int | None = None
-    keep: int | None = None
     temperature: float | None = None
+    keep: int | None = None
 
     @property
     def name(self) -> str:
@@ -48,11 +47,10 @@ class Setting:
 
 
 SCENES = (
-    Setting("scenes-rn", "layer3", temperature=0.1),
-    Setting("scenes-rn", "layer4"),
+    Setting("scenes-rn", "layer3", temperature=0.1, keep=128),
+    Setting("scenes-rn", "layer4", keep=128),
     Setting("scenes-vit", maps="query", pca=8, temperature=0.3),
 )
-PHOTOS = Setting("lite0-minilm", keep=128)
 
 
 @lru_cache(1)
@@ -183,24 +181,17 @@ def drawn(folder: Path, count: int, seed: int, objects=None, same: bool = False)
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser("results.py", description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("scenes", "photos"))
-    parser.add_argument("root", nargs="?", help="the folder of the photos")
     parser.add_argument("--work", type=Path, default=Path("_work"), help="for the scenes (default: _work)")
     options = parser.parse_args(argv)
     try:
         with ProcessPoolExecutor() as pool:
-            if options.what == "photos":
-                if options.root is None:
-                    raise vlscore.VLScoreError("no ROOT: give the folder of photos with boxes")
-                store(run(pool, PHOTOS, options.root, Path(options.root).resolve().name))
-            else:
-                data = {"scenes": drawn(options.work / "results", COUNT, SEED)}
-                for n, seed in SAME_SEEDS.items():
-                    folder = options.work / f"results-same-{n}"
-                    data[f"{n} of one class"] = drawn(folder, SAME_COUNT, seed, n, True)
-                for name, root in data.items():
-                    for setting in SCENES:
-                        store(run(pool, setting, root, name))
+            data = {"scenes": drawn(options.work / "results", COUNT, SEED)}
+            for n, seed in SAME_SEEDS.items():
+                folder = options.work / f"results-same-{n}"
+                data[f"{n} of one class"] = drawn(folder, SAME_COUNT, seed, n, True)
+            for name, root in data.items():
+                for setting in SCENES:
+                    store(run(pool, setting, root, name))
     except vlscore.VLScoreError as error:
         print(f"results.py: {error}", file=sys.stderr)
         return 2

@@ -8,8 +8,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
 import vlscore
+from vlscore_lib.boxes import boxes_of_components
+from vlscore_lib.refinement import split_instances
 
 SIDE = 20  # of the square input in these tests; a saliency map of this size is not resampled
 
@@ -114,6 +117,45 @@ def test_boxes_equal_those_of_a_flood_fill(shape, size, fit, seed, threshold):
     if len({area for area, _ in expected}) == len(expected):
         in_order = [edges for _, edges in sorted(expected, reverse=True)]
         assert all(is_rounded(box, edges, size) for box, edges in zip(found, in_order))
+
+
+def labelled_boxes(above, instances):
+    """The boxes of one threshold, from a labelling of its own: (area, columns, rows), the largest first."""
+    parts, count = ndimage.label(above)
+    if instances is not None:
+        peaks, basins = instances
+        held = [len({*peaks[parts == n]} - {0}) for n in range(1, count + 1)]
+        whole, parts = parts, np.zeros_like(parts)
+        for n, peaks_in in enumerate(held, 1):
+            if peaks_in == 1 or not any(held):
+                parts[whole == n] = n
+            elif peaks_in > 1:
+                parts[whole == n] = n + 1000 * basins[whole == n]
+    found = []
+    for n in np.unique(parts[parts > 0]):
+        rows, columns = np.nonzero(parts == n)
+        found.append((len(rows), (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)))
+    return [box for _, box in sorted(found, key=lambda each: -each[0])]
+
+
+@given(st.integers(3, 9), st.integers(0, 10**6), st.booleans(), st.booleans())
+@settings(derandomize=True, deadline=None, max_examples=100)
+def test_boxes_of_components_and_instances_equal_those_of_one_part_at_a_time(
+    cells, seed, is_padded, is_split
+):
+    random = np.random.default_rng(seed)
+    heat = upsample(random.random((cells, cells)) ** 2, 40)
+    heat = ((heat - heat.min()) / (heat.max() - heat.min())).astype(np.float32)
+    instances = split_instances(heat, 0.1) if is_split else None
+    height = 20 if is_padded else 40  # of the image; the input has as many rows above it as below
+    top = (40 - height) // 2
+    fit = vlscore.fit_region((40, height), "pad")
+    inside = np.zeros((40, 40), bool)
+    inside[top : 40 - top] = True
+    for threshold in (0.2, 0.7, *random.random(3)):
+        boxes = boxes_of_components(heat > threshold, fit, 0, instances)
+        expected = labelled_boxes((heat > threshold) & inside, instances)
+        assert boxes == [(x0, y0 - top, x1, y1 - top) for x0, y0, x1, y1 in expected]
 
 
 @given(shapes, st.integers(0, 10**6), st.floats(0.05, 0.45), st.floats(0.5, 0.95))

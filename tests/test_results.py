@@ -56,7 +56,7 @@ def test_refined_is_measured_as_the_module_finds_it(drawn, setting):
     photo = dataset.photos[0]
     measured = results.measure(setting, dataset.classes, photo)
     model = vlscore.load_model(setting.model, "cpu")
-    encoding = vlscore.encode(model, photo.path, precision="float32", refined=True)
+    encoding = vlscore.encode(model, photo.path, keep=setting.keep, precision="float32", refined=True)
     text = vlscore.class_embedding(model, dataset.classes[photo.label])
     boxes = vlscore.find_boxes(vlscore.saliency(encoding, text, model.temperature), encoding)
     at = results.THRESHOLDS.index(model.refined_threshold)
@@ -70,11 +70,6 @@ def test_a_row_replaces_the_one_of_its_name(tmp_path, monkeypatch):
         results.store({"data": "scenes", "name": "b", "value": 0})
     stored = json.loads(results.OUT.read_text())["scenes"]
     assert sorted((row["name"], row["value"]) for row in stored) == [("a", 2), ("b", 0)]
-
-
-def test_without_a_folder_the_command_says_what_to_give(capsys):
-    assert results.main(["photos"]) == 2
-    assert "give the folder" in capsys.readouterr().err
 
 
 def test_the_page_shows_only_what_a_chapter_stored():

@@ -8,7 +8,32 @@ import torch
 from vlscore_lib.encoding import Encoding
 from vlscore_lib.images import Fit
 from vlscore_lib.masks import heat_map, make_masks
-from vlscore_lib.refinement import split_components
+
+
+def split_components(components: np.ndarray, count: int, peaks: np.ndarray, basins: np.ndarray):
+    """Drop components without a peak, unless all are, and split those of several along the basins.
+
+    Args:
+        components: (S, S), labels from 1 to ``count``, 0 for none.
+        peaks, basins: (S, S), see `split_instances`.
+
+    Returns:
+        Labels and their number.
+    """
+    each = basins * (count + 1) + components  # a number for each pair of a basin and a component
+    pairs = np.arange((basins.max() + 1) * (count + 1))
+    of_component = pairs % (count + 1)
+    has_peak = np.zeros(len(pairs), bool)
+    has_peak[each[peaks > 0]] = True  # a peak lies in its own basin
+    held = np.bincount(of_component[has_peak & (of_component > 0)], minlength=count + 1)
+    if not held.any():
+        return components, count
+    is_there = np.bincount(each.ravel(), minlength=len(pairs)) > 0
+    part = np.where(held[of_component] > 1, pairs, of_component)
+    kept, numbers = np.unique(part[is_there & (held[of_component] > 0)], return_inverse=True)
+    labels = np.zeros(len(pairs), np.int32)
+    labels[is_there & (held[of_component] > 0)] = numbers + 1
+    return labels[each], len(kept)
 
 
 def boxes_of_components(

@@ -42,6 +42,7 @@ class Encoding:
         base_embedding: (D,), unit, of the empty image: zeros in normalised pixels.
         image_embedding: (D,), unit, of the whole, unmasked image.
         temperature, threshold: the model's τ and α, of refined maps where the encoding is refined.
+        prominence: the model's, of the peaks of refined maps, see `split_instances`.
         scales, features: what `refine` needs, see `read_scales`; none where it was not encoded for that.
         family: of the image encoder, ``"cnn"`` or ``"vit"``.
         refined: whether saliency maps and boxes are refined.
@@ -63,6 +64,7 @@ class Encoding:
     features: torch.Tensor | None = None
     family: str = "cnn"
     refined: bool = False
+    prominence: float = 0.2
 
     @property
     def has_layer_maps(self) -> bool:

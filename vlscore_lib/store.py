@@ -123,39 +123,49 @@ def pack(encoding: Encoding, model: Model) -> bytes:
     """An encoding in half precision, without what can be computed from the rest.
 
     That are embeddings of maps that did not go through the encoder, which are predicted, and of cells of
-    the last layer.  Maps are compressed: behind a rectifier most of their cells are 0.
+    the last layer.  What is left is compressed: behind a rectifier most cells of a map are 0.  Of larger
+    copies of the image, each map and each channel of the features is rounded to steps of its largest value.
     """
     from safetensors.torch import save
 
     tensors, shapes = {}, {}
     of_last_layer = (encoding.layer, encoding.kind) == (model.layers[-1], "activation")
 
-    def keep(name: str, value: torch.Tensor, is_sparse: bool = True) -> None:
-        half = value.half() if value.abs().max() < LARGEST_HALF else value
-        if is_sparse:
-            shapes[name] = [*value.shape], str(half.dtype).removeprefix("torch.")
-            half = torch.frombuffer(bytearray(zlib.compress(half.numpy().tobytes(), 6)), dtype=torch.uint8)
-        tensors[name] = half.contiguous()
+    def keep(name: str, value: torch.Tensor) -> None:
+        shapes[name] = [*value.shape], str(value.dtype).removeprefix("torch.")
+        packed = zlib.compress(value.contiguous().numpy().tobytes(), 6)
+        tensors[name] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+
+    def keep_rounded(name: str, value: torch.Tensor, steps: int) -> None:
+        step = value.abs().amax((1, 2), keepdim=True).clamp_min(1e-12) / steps  # (C, 1, 1)
+        tensors[f"{name} step"] = step
+        keep(name, (value / step).round().to(torch.int8 if steps < 128 else torch.int16))
 
     tensors["indices"] = encoding.indices.int()
-    keep("mask_embeddings", encoding.mask_embeddings[encoding.indices], is_sparse=False)
+    tensors["mask_embeddings"] = in_half(encoding.mask_embeddings[encoding.indices])
     for name in ("base_embedding", "image_embedding"):
         tensors[name] = getattr(encoding, name).contiguous()
-    keep("maps", encoding.maps)
+    keep("maps", in_half(encoding.maps))
     scales = []
     for n, scale in enumerate(encoding.scales):
         is_same = scale.maps.shape == encoding.maps.shape and torch.equal(scale.maps, encoding.maps)
         has_cells = scale.cells is not None
         scales.append({"has_maps": not is_same, "has_cells": has_cells, "of_last_layer": of_last_layer})
         if not is_same:
-            keep(f"scale {n} maps", scale.maps)
+            keep_rounded(f"scale {n} maps", scale.maps, 127)
         if has_cells and not of_last_layer:
-            keep(f"scale {n} cells", scale.cells)
+            keep(f"scale {n} cells", in_half(scale.cells))
     if encoding.features is not None:
-        keep("features", encoding.features)
-    names = ("model", "layer", "kind", "input_size", "fit", "temperature", "threshold", "family", "refined")
-    facts = {name: getattr(encoding, name) for name in names} | {"scales": scales, "shapes": shapes}
+        keep_rounded("features", encoding.features, 1000)
+    whole = ("indices", "maps", "mask_embeddings", "base_embedding", "image_embedding", "scales", "features")
+    facts = {name: value for name, value in vars(encoding).items() if name not in whole}
+    facts |= {"scales": scales, "shapes": shapes}
     return save(tensors, {"vlscore.store": json.dumps(facts)})
+
+
+def in_half(value: torch.Tensor) -> torch.Tensor:
+    """In half precision, where its range is enough."""
+    return value.half() if value.abs().max() < LARGEST_HALF else value
 
 
 def unpack(path: Path, model: Model) -> Encoding:
@@ -173,7 +183,8 @@ def unpack(path: Path, model: Model) -> Encoding:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name, (shape, dtype) in facts.pop("shapes").items():
             values = np.frombuffer(zlib.decompress(tensors[name].numpy().tobytes()), dtype)
-            tensors[name] = torch.from_numpy(values.astype(np.float32)).reshape(shape)
+            value = torch.from_numpy(values.astype(np.float32)).reshape(shape)
+            tensors[name] = value * tensors.get(f"{name} step", 1)
         maps, indices = tensors["maps"], tensors["indices"].long()
         rows = torch.nn.functional.normalize(tensors["mask_embeddings"].float(), dim=-1)
         embeddings = tensors["base_embedding"].repeat(len(maps), 1)

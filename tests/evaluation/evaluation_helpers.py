@@ -19,7 +19,7 @@ FLAGS = ["--keep", "4", "--thresholds", "0.3,0.6"]
 OURS = "VL-Score, τ = {:g}".format
 
 
-TAU, ALPHA, _ = vlscore.SCENES_MODELS["scenes-rn"]
+TAU, ALPHA, *_ = vlscore.SCENES_MODELS["scenes-rn"]
 
 
 SWEEP = [n / 20 for n in range(1, 20)]

@@ -79,19 +79,33 @@ def summary_table(summary: dict) -> str:
     return "\n".join(rows)
 
 
-def ablation_table(part: dict) -> str:
-    """One part of ``data/ablation.json`` as text: one row for each variant, in percent."""
-    rows = [f"{'%':28} {'GT-known':16} {'V2':>4} above plain"]
-    for row in part["rows"]:
-        known, gain = (
-            [100 * each[key] for key in ("value", "low", "high")] if each else None
-            for each in (row["gt_known"], row.get("gain"))
-        )
-        line = f"{row['variant']:28}" + "{:5.1f} ({:4.1f}…{:4.1f})".format(*known)
-        if gain:
-            line += f"{100 * row['v2']:5.1f}" + "{:+6.1f} ({:+.1f}…{:+.1f})".format(*gain)
-        rows.append(line)
-    return "\n".join(rows)
+def tabulate_figures(rows: list[dict], columns: dict[str, str]):
+    """Figures of stored rows as a table to be read, shares in percent -> a pandas DataFrame of text.
+
+    Args:
+        rows: as the files in ``data/`` hold them, dicts within dicts.
+        columns: heading -> where its figure stands, keys between dots.  A share with an interval, and a
+            paired difference, bring theirs; where a row has no such figure, the cell is empty.
+    """
+    import pandas
+
+    def read(row: dict, where: str) -> str:
+        for key in where.split("."):
+            row = (row or {}).get(key)
+        return format_figure(row)
+
+    return pandas.DataFrame(
+        [[read(row, where) for where in columns.values()] for row in rows], columns=columns
+    )
+
+
+def format_figure(figure) -> str:
+    """A share in percent, with its interval where it has one; a difference has a sign; text stays."""
+    if isinstance(figure, dict):
+        one = "{:+.1f}" if "p" in figure else "{:.1f}"
+        shares = (100 * figure[key] for key in ("value", "low", "high"))
+        return f"{one} ({one} to {one})".format(*shares).replace("-", "\N{MINUS SIGN}")
+    return f"{100 * figure:.1f}" if isinstance(figure, float) else "" if figure is None else str(figure)
 
 
 def published_table() -> str:

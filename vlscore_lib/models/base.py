@@ -136,6 +136,11 @@ class Model:
         return self.defaults.refined_threshold
 
     @property
+    def prominence(self) -> float:
+        """Of the peaks of refined maps, see `Defaults`."""
+        return self.defaults.prominence
+
+    @property
     def layers(self) -> list[str]:
         return list(self.layer_modules())
 

@@ -1,0 +1,180 @@
+"""What do the masks add? Accuracy against masked passes: data/passes.json.
+
+    python scripts/compare_passes.py ROOT     # from the encodings of `study_sets.py`, an hour
+
+Zero masked passes are the similarity map and the mean of all maps.  Refined and without the text, the seed
+is the mean of all maps.  Every row stands at the CAM threshold that is best for it on the same images, so
+that all are a little flattered, alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import results
+import study_sets
+import torch
+
+import vlscore
+
+OUT = Path(__file__).parents[1] / "data" / "passes.json"
+THRESHOLDS = tuple(n / 40 for n in range(4, 38))
+KEEPS = (8, 16, 32, 64, 128)
+MODELS = ("lite0-minilm", "scenes-rn", "scenes-vit")
+MEAN, PLAIN, REFINED, TEXTLESS = "mean of all maps", "plain", "refined", "refined without text"
+
+
+def with_passes(encoding: vlscore.Encoding, keep: int) -> vlscore.Encoding:
+    """The encoding with fewer masked passes: the embeddings of the other maps are predicted."""
+    rows = vlscore.select_maps(encoding.maps, keep)
+    # A stored map is rounded, so that one may be selected that was not when it was encoded.
+    rows = rows[torch.isin(rows, encoding.indices)]
+    embeddings = vlscore.predict_embeddings(encoding.maps, rows, encoding.mask_embeddings)
+    return replace(encoding, indices=rows, mask_embeddings=embeddings)
+
+
+def without_passes(model, plain, refined, text) -> dict[str, tuple]:
+    """The heat map of each method without a masked pass, and the encoding to cut boxes with."""
+    similarity = model.similarity_map(plain.maps, text).relu()
+    found = {PLAIN: (similarity, plain), MEAN: (plain.maps.mean(0).relu(), plain)}
+    features, grid = refined.features, refined.features.shape[1:]
+    if model.is_vit:
+        regions = refined.maps
+        everything = (regions / regions.sum((1, 2), keepdim=True)).mean(0)
+        heats = vlscore.upsample(similarity, grid), everything
+        named, seen = (vlscore.diffuse(each, features) for each in heats)
+    else:
+        nothing = torch.zeros(len(refined.maps))
+        evidence = vlscore.gather_evidence(refined.scales, nothing, text, grid)[1:]
+        seeds = vlscore.min_max(evidence.prod(0).sqrt()), vlscore.min_max(evidence[1])
+        named, seen = (vlscore.sharpen(each, features) for each in seeds)
+    return found | {REFINED: (named, refined), TEXTLESS: (seen, refined)}
+
+
+def find_heats(model, plain, refined, text, passes: int | None) -> dict[str, tuple]:
+    """The heat map of each method at a number of masked passes, None for all; none where maps are fewer."""
+    found = {}
+    for method, encoding in {PLAIN: plain, REFINED: refined}.items():
+        if passes is not None:
+            if passes >= len(encoding.maps):
+                continue
+            encoding = with_passes(encoding, passes)
+        found[method] = (vlscore.saliency(encoding, text, encoding.temperature), encoding)
+    return found
+
+
+def judge(heat, encoding: vlscore.Encoding, ask: study_sets.Ask) -> dict:
+    """IoU and number of objects found at each CAM threshold, and where the peak is; None finds nothing."""
+    if heat is not None:
+        heat = vlscore.upsample(heat, encoding.input_size)
+    boxes = vlscore.sweep_boxes(heat, encoding, THRESHOLDS)
+    return {
+        "iou": [vlscore.box_iou(each, ask.boxes) for each in boxes],
+        "found": [results.found(each, ask.boxes) for each in boxes],
+        "in_box": heat is not None and study_sets.is_in_box(heat, encoding, ask),
+        "on_side": heat is not None and study_sets.is_on_side(heat, encoding, ask),
+    }
+
+
+@torch.inference_mode()
+def measure(name: str, exact: frozenset, ask: study_sets.Ask) -> dict:
+    """(method, passes) -> its `judge` for one prompt; all passes for the images in ``exact`` alone."""
+    model, text = study_sets.load(name), study_sets.embed_class(name, ask.names)
+    found = {}
+    for keep in (study_sets.KEEP, None) if ask.path in exact else (study_sets.KEEP,):
+        options = vlscore.EncodingOptions(keep=keep, refined=True)
+        refined = study_sets.read(name, ask.path, options)
+        plain = refined.without_refinement()
+        if model.is_vit:
+            plain = study_sets.read(name, ask.path, replace(options, refined=False))
+        if keep is None:
+            heats = {None: find_heats(model, plain, refined, text, None)}
+        else:
+            heats = {0: without_passes(model, plain, refined, text)}
+            heats |= {passes: find_heats(model, plain, refined, text, passes) for passes in KEEPS}
+        for passes, methods in heats.items():
+            found |= {(method, passes): judge(*pair, ask) for method, pair in methods.items()}
+    return found
+
+
+def table(asks: list[study_sets.Ask], records: list[dict]) -> list[dict]:
+    """A row for each method and number of passes, with its gain over the same method without any."""
+    rows = []
+    for key in sorted({key for record in records for key in record}, key=order):
+        method, passes = key
+        base = (REFINED if method == TEXTLESS else PLAIN if method == MEAN else method), 0
+        here = [n for n, record in enumerate(records) if key in record]
+        (hit, peak, place), (base_hit, base_peak, _) = (
+            look([records[n][each] for n in here]) for each in (key, base)
+        )
+        iou = np.array([records[n][key]["iou"] for n in here])
+        found = [records[n][key]["found"][place] for n in here]
+        of_each = np.concatenate([np.arange(len(asks[n].boxes)) < count for n, count in zip(here, found)])
+        row = {
+            "method": method,
+            "passes": "all" if passes is None else passes,
+            "images": len(here),
+            "threshold": THRESHOLDS[place],
+            "gt_known": vlscore.share_with_interval(hit),
+            "v2": vlscore.rounded(vlscore.max_box_acc_v2(iou)),
+            "objects_found": vlscore.share_with_interval(of_each),
+            "peak_in_object": vlscore.share_with_interval(peak),
+            "gain": vlscore.paired_difference(hit, base_hit),
+            "peak_gain": vlscore.paired_difference(peak, base_peak),
+        }
+        if asks[0].side is not None:
+            row["peak_on_side"] = vlscore.share_with_interval(
+                np.array([records[n][key]["on_side"] for n in here])
+            )
+        rows.append(row)
+    return rows
+
+
+def order(key: tuple) -> tuple:
+    method, passes = key
+    return (MEAN, PLAIN, REFINED, TEXTLESS).index(method), float("inf") if passes is None else passes
+
+
+def look(judged: list[dict]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Whether each image is hit at the best threshold, whether its peak is in an object; the threshold."""
+    iou = np.array([each["iou"] for each in judged])  # (n, A)
+    place = int((iou > 0.5).mean(0).argmax())
+    return iou[:, place] > 0.5, np.array([each["in_box"] for each in judged]), place
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser("compare_passes.py", description=__doc__.splitlines()[0])
+    parser.add_argument("root", help="the folder of the sets of photos")
+    parser.add_argument("--models", default=",".join(MODELS), help="some of the models, between commas")
+    options = parser.parse_args(argv)
+    try:
+        result = json.loads(OUT.read_text()) if OUT.exists() else {}
+        for name in options.models.split(","):
+            if name == MODELS[0]:
+                sets = study_sets.photo_asks(options.root, (*study_sets.PHOTOS, "pairs"))
+            else:
+                sets = study_sets.scene_asks(study_sets.SCENES)
+            result[name] = {}
+            for kind, asks in sets.items():
+                exact = frozenset(ask.path for ask in study_sets.exact_part(kind, asks))
+                records = study_sets.measure_all(partial(measure, name, exact), asks, f"{name}, {kind}")
+                result[name][kind] = {"images": len(asks), "rows": table(asks, records)}
+            vlscore.write_whole(OUT, (json.dumps(result, indent=1) + "\n").encode())
+    except vlscore.VLScoreError as error:
+        print(f"compare_passes.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("compare_passes.py: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
