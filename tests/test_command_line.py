@@ -140,7 +140,7 @@ def test_models_lists_every_model_with_its_defaults(run):
     for name in vlscore.CLIP_NAMES:
         is_vit = name.startswith("ViT")
         expected[name] = facts.CLIP_DEFAULTS["vit" if is_vit else "cnn"]
-    assert (code, err, found) == (0, "", expected)
+    assert (code, err, found) == (0, "", {name: defaults[:3] for name, defaults in expected.items()})
     assert rows[0][2:5] == ["τ", "α", "refined"]
     assert [row[0] for row in rows[-3:]] == ["open_clip", "hf", "PATH"]
 

@@ -45,8 +45,9 @@ def test_fp16_weights_are_computed_with_in_float32(checkpoints, tmp_path):
 def test_a_loaded_model_tells_what_it_is(rn, vit, checkpoints):
     assert (rn.name, rn.input_size, rn.is_vit) == (str(checkpoints["rn"]), 96, False)
     assert (vit.name, vit.input_size, vit.is_vit) == (str(checkpoints["vit"]), 64, True)
-    assert (rn.temperature, rn.threshold, rn.refined_threshold) == facts.CLIP_DEFAULTS["cnn"]
-    assert (vit.temperature, vit.threshold, vit.refined_threshold) == facts.CLIP_DEFAULTS["vit"]
+    for model, family in ((rn, "cnn"), (vit, "vit")):
+        tuned = model.temperature, model.threshold, model.refined_threshold, model.prominence
+        assert tuned == facts.CLIP_DEFAULTS[family]
     assert not any(weight.requires_grad for weight in rn.clip.parameters())
     assert not rn.clip.training
 
