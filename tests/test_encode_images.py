@@ -90,7 +90,10 @@ def live_tensors():
 
 @pytest.mark.parametrize("name", ["rn", "vit"])
 def test_100_encodings_leave_no_hook_and_no_memory(request, name, chelsea):
-    """Keeping the masked images of every call would take 44 MB in the ResNet's case, 20 in the ViT's."""
+    """Keeping the masked images of 25 calls would take 11 MB in the ResNet's case, 5 in the ViT's.
+
+    What is kept grows in every round; the allocator takes and gives memory back in some of them.
+    """
     model, image = request.getfixturevalue(name), Image.open(chelsea).resize((60, 40))
 
     def encode(times):
@@ -98,10 +101,13 @@ def test_100_encodings_leave_no_hook_and_no_memory(request, name, chelsea):
             vlscore.encode(model, image, keep=4, precision="float32")
 
     encode(10)
-    before, tensors_before = psutil.Process().memory_info().rss, live_tensors()
-    encode(100)
+    tensors_before, grown = live_tensors(), []
+    for _ in range(4):
+        before = psutil.Process().memory_info().rss
+        encode(25)
+        grown.append(psutil.Process().memory_info().rss - before)
     assert live_tensors() == tensors_before
-    assert psutil.Process().memory_info().rss - before < 10e6
+    assert min(grown) < 2.5e6
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
     assert not any(getattr(module, kind) for module in model.visual.modules() for kind in hooks)
 

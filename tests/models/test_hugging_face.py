@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 
 import families
 import pytest
@@ -323,6 +324,7 @@ def test_scenes_vit_in_hugging_face_s_layout_gives_its_own_boxes(tmp_path, drawn
                 text = model.encode_text([f"an image of a {photo.label}."])[0]
                 saliency = vlscore.saliency(encoding, text, own.temperature)
                 threshold = own.refined_threshold if refined else own.threshold
+                encoding = replace(encoding, prominence=own.prominence)  # known by the name alone
                 found.append(vlscore.find_boxes(saliency, encoding, threshold))
             assert found[0] == found[1]
             count += len(found[0])

@@ -216,7 +216,8 @@ def exact_saliency(net, model, pixels, text, temperature):
         every = torch.cat([masked, torch.zeros_like(pixels)[None]])
         embeddings = model.project(torch.cat([model.visual(each) for each in every.split(64)]))
         s = (embeddings / embeddings.norm(dim=-1, keepdim=True)) @ text
-    kept = s[:-1] > s[-1]
+    # A map of zeros masks everything: the base image again, whatever its row's rounding.
+    kept = (s[:-1] > s[-1]) & (high > low).flatten()
     assert kept.any()
     weights = torch.where(kept, (s[:-1] / temperature).exp(), 0)
     return torch.einsum("c,chw->hw", weights / weights.sum(), maps).clamp(min=0)
