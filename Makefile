@@ -21,10 +21,8 @@ OURS := lite0-minilm,scenes-rn,scenes-vit
 
 .PHONY: demo test lint evaluate models sweep bench notebooks book app mutants clean
 
-demo: $(READY)  ## find two things in a real photo: prints the boxes, writes demo.png
-	$(BIN)/vlscore localize .venv/lib/python3*/site-packages/skimage/data/astronaut.png \
-		"an image of a space shuttle." "an image of a flag." --model lite0-minilm --precision float32 --out demo.png
-	@echo "picture: demo.png"
+demo: $(READY)  ## find objects in five real photos: prints the boxes, writes demo.png; about a minute
+	$(BIN)/python scripts/demo.py
 
 test: $(READY) lint book  ## unit tests, the notebooks as tests, and the book builds
 	$(BIN)/python -m pytest --nbval -q --cov=vlscore --cov=vlscore_cli --cov=vlscore_label --cov=vlscore_localize --cov=vlscore_lib --cov-report=term --cov-fail-under=90

@@ -52,6 +52,7 @@ from vlscore_lib.images import fit_region, load_image, read_content
 from vlscore_lib.labelling.labels import LabelledBox, LabelledPhoto, check_classes
 from vlscore_lib.masks import embed_masked, heat_map
 from vlscore_lib.models.base import Model, unit
+from vlscore_lib.models.class_texts import class_embedding, class_embeddings
 from vlscore_lib.models.fast_encoder import cached_by_model, choose_batch_size, choose_precision, fast_encoder
 from vlscore_lib.models.registry import absolute_name, load_model
 from vlscore_lib.options import EncodingOptions
@@ -73,23 +74,6 @@ from vlscore_lib.refinement import (
 from vlscore_lib.selection import predict_embeddings, select_maps
 from vlscore_lib.store import EncodingStore, Rows
 from vlscore_lib.widgets import build_playground
-
-# ── Text: one embedding for a class with several names, or for several wordings ──────────────────
-
-
-def class_embedding(model: Model, names: list[str], templates=(TEMPLATE,)) -> torch.Tensor:
-    """Embed a class by all its synonyms and prompt templates.
-
-    Args:
-        names: the synonyms of the class.
-        templates: prompts with ``{}`` where the name goes; CLIP has 80 for ImageNet.
-
-    Returns:
-        (D,): the mean of the unit embeddings of every wording, scaled to length 1.
-    """
-    prompts = [template.format(name) for name in names for template in templates]
-    return unit(model.encode_text(prompts).mean(0))
-
 
 # ── Encoding: all that is slow, and nothing that depends on the text ─────────────────────────────
 
@@ -119,14 +103,16 @@ def encode_images(model: Model, images: list, options: EncodingOptions, progress
     batch_size = options.batch_size or choose_batch_size(model)
     encoder = fast_encoder(model, options.precision)
     images = [load_image(image) for image in images]
-    pixels = torch.stack([model.preprocess(image, options.fit) for image in images]).to(model.device)
+    pixels = torch.stack([model.preprocess(image, options.fit) for image in images])
+    if model.device.type == "cuda":
+        pixels = pixels.pin_memory()  # else the CPU would wait for the copy
+    pixels = pixels.to(model.device, non_blocking=True)
     sources = [read_source(model, image, each, options) for image, each in zip(images, pixels)]
     maps = torch.stack([source.maps for source in sources])  # (N, C, h, w)
     plain = torch.cat([pixels, torch.zeros_like(pixels[:1])])  # the images and the empty one
     *image_embeddings, base = torch.cat([encoder(each) for each in plain.split(batch_size)])
-    indices = [select_maps(each, options.keep) for each in maps.cpu()]
+    indices = [select_maps(each, options.keep) for each in maps]
     embeddings = embed_masked(encoder, pixels, maps, indices, base, batch_size, progress)  # (N, C, D)
-    maps = maps.cpu()
     if not torch.cat([base, *image_embeddings, embeddings.flatten()]).isfinite().all():
         if choose_precision(options.precision, model.device) == "float32":
             raise VLScoreError(f"{model.name} gives embeddings that are not finite: check its weights")
@@ -138,11 +124,11 @@ def encode_images(model: Model, images: list, options: EncodingOptions, progress
             kind=source.kind,
             input_size=model.input_size,
             fit=fit_region(image.size, options.fit),
-            maps=maps[n],
+            maps=maps[n].cpu(),
             indices=indices[n],
-            mask_embeddings=predict_embeddings(maps[n], indices[n], embeddings[n]),
-            base_embedding=base,
-            image_embedding=image_embeddings[n],
+            mask_embeddings=predict_embeddings(maps[n], indices[n], embeddings[n]).cpu(),
+            base_embedding=base.cpu(),
+            image_embedding=image_embeddings[n].cpu(),
             temperature=model.temperature,
             threshold=model.refined_threshold if options.refined else model.threshold,
             prominence=model.prominence,
@@ -464,7 +450,7 @@ class Labeller:
         self.temperature, self.threshold, self.min_score = temperature, threshold, min_score
         self.store = encodings and EncodingStore(encodings, model, self.options, encodings_limit)
         names = check_classes(classes)
-        self.texts = {each: class_embedding(model, words, templates).cpu() for each, words in names.items()}
+        self.texts = dict(zip(names, class_embeddings(model, names.values(), templates)))
 
     def __call__(self, path) -> LabelledPhoto:
         """Label a photo; raises VLScoreError if it cannot be read."""
@@ -575,7 +561,8 @@ def evaluate(
     progress(sum(map(len, done.values())), measured=False)
     todo = {number: shard for number, shard in enumerate(run.shards) if number not in done}
     if todo:
-        texts = class_embeddings(model, dataset, protocol)
+        templates = prompt_templates(protocol.templates)
+        texts = class_embeddings(model, dataset.classes.values(), templates)
         skips_bad = dataset.skips_bad
         context = EvaluationContext(model.name, protocol, list(dataset.classes), texts, skips_bad)
         if client is None:
@@ -591,12 +578,6 @@ def evaluate(
     records = pandas.concat(parts, ignore_index=True)
     run.finish(records)
     return records
-
-
-def class_embeddings(model: Model, dataset: Dataset, protocol: Protocol) -> torch.Tensor:
-    """Embed every class of a data set, see `class_embedding`: (N, D), on the CPU."""
-    templates = prompt_templates(protocol.templates)
-    return torch.stack([class_embedding(model, names, templates).cpu() for names in dataset.classes.values()])
 
 
 def measure_shard(model: Model, context: EvaluationContext, shard, images) -> list[dict]:
@@ -742,7 +723,7 @@ from vlscore_lib.evaluation.metrics import (
 from vlscore_lib.evaluation.model_table import measure_models, tabulate_models
 from vlscore_lib.evaluation.runs import read_run, read_shard
 from vlscore_lib.evaluation.summaries import compare, summarize
-from vlscore_lib.evaluation.tables import published_table, summary_table, tabulate_figures
+from vlscore_lib.evaluation.tables import show_table, summary_table, tabulate_figures, tabulate_summary
 from vlscore_lib.figures import (
     BOX_COLOUR,
     COLOUR_MAP,
@@ -753,11 +734,11 @@ from vlscore_lib.figures import (
     render_jpeg,
     show_boxes,
     show_heat,
+    show_legend,
 )
 from vlscore_lib.files import read_json, write_whole
 from vlscore_lib.images import Fit
-from vlscore_lib.labelling.formats import FORMATS as LABEL_FORMATS
-from vlscore_lib.labelling.formats import format_labels, write_labels
+from vlscore_lib.labelling.formats import FORMATS as LABEL_FORMATS, format_labels, write_labels
 from vlscore_lib.labelling.labels import Journal
 from vlscore_lib.masks import make_masks, varies
 from vlscore_lib.models.base import list_sources, principal_maps, tapped
@@ -790,11 +771,11 @@ __all__ = [
     "make_masks", "make_picture_slider", "mask_cells", "mask_similarity", "mass_in_boxes", "max_box_acc",
     "max_box_acc_v2", "mean_map", "measure", "measure_models", "measure_shard", "method_name", "p_absent",
     "paired_difference", "playground", "predict_embeddings", "principal_maps", "prompt_templates",
-    "published_table", "read_classes", "read_content", "read_dataset", "read_encoding", "read_json",
-    "read_run", "read_scales", "read_shard", "read_voc", "refine", "render_jpeg", "resample", "rounded",
-    "saliency", "scenes", "scenes_file", "scores", "select_maps", "share_with_interval", "sharpen",
-    "show_boxes", "show_heat", "split_instances", "summarize", "summary_table", "sweep_boxes",
-    "tabulate_figures", "tabulate_models", "tapped", "two_sided", "unit", "varies", "weights", "wilson",
-    "write_labels", "write_whole",
+    "read_classes", "read_content", "read_dataset", "read_encoding", "read_json", "read_run", "read_scales",
+    "read_shard", "read_voc", "refine", "render_jpeg", "resample", "rounded", "saliency", "scenes",
+    "scenes_file", "scores", "select_maps", "share_with_interval", "sharpen", "show_boxes", "show_heat",
+    "show_legend", "show_table", "split_instances", "summarize", "summary_table", "sweep_boxes",
+    "tabulate_figures", "tabulate_models", "tabulate_summary", "tapped", "two_sided", "unit", "varies",
+    "weights", "wilson", "write_labels", "write_whole",
 ]
 # fmt: on

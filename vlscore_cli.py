@@ -190,6 +190,7 @@ def run_evaluate(options) -> None:
     """Measure, and print layout and table; a run that is stopped goes on by --resume."""
     check_numbers(options)
     import vlscore
+    from vlscore_lib.evaluation.tables import published_table
     from vlscore_lib.evaluation.workers import start_cluster
 
     dataset = vlscore.read_dataset(options.root, **dataset_options(options), progress=show_checking)
@@ -210,7 +211,7 @@ def run_evaluate(options) -> None:
     with start_cluster(options.workers, options.scheduler) as client, Pace(len(dataset.photos)) as pace:
         vlscore.evaluate(model, dataset, options.out, options.resume, client, pace, **chosen)
     summary = read_json(Path(options.out) / "summary.json")
-    print(vlscore.summary_table(summary), vlscore.published_table(), sep="\n\n", end="\n\n")
+    print(vlscore.summary_table(summary), published_table(), sep="\n\n", end="\n\n")
     print(f"summary: {Path(options.out) / 'summary.json'}")
 
 

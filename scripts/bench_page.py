@@ -16,8 +16,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from urllib.request import urlopen
 
-from playwright.sync_api import TimeoutError as NoChange
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import TimeoutError as NoChange, sync_playwright
 
 ROOT = Path(__file__).parent.parent
 SHOWN = '[...document.querySelectorAll(\'img[alt="photo with boxes"], img[alt="heat map"]\')]'

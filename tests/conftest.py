@@ -35,6 +35,12 @@ def randomise(module):
     return module
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """The tests neither read nor fill the user's cache."""
+    os.environ["VLSCORE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def same_environment():
     """Put the environment back: a Dask cluster sets the number of threads of all processes to come."""

@@ -41,10 +41,12 @@ WIDE = """() => {
 }"""
 
 
-def pages() -> list[str]:
-    """The pages of the table of contents, whatever chapters there are."""
-    contents = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
-    return [contents["root"], *(each["file"] for each in contents["chapters"])]
+def pages(entry=None) -> list[str]:
+    """The pages of the table of contents, those of its sections too."""
+    entry = entry or yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    nested = [each for key in ("parts", "chapters", "sections") for each in entry.get(key, [])]
+    own = [entry[key] for key in ("root", "file") if key in entry]
+    return own + [page for each in nested for page in pages(each)]
 
 
 @cache

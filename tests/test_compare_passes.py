@@ -1,5 +1,6 @@
 """What the masks add: fewer masked passes are the module's, and the table's figures are by hand."""
 
+import json
 from dataclasses import replace
 
 import compare_passes as passes
@@ -67,7 +68,7 @@ def test_a_row_compares_with_the_same_method_without_a_pass():
         }
         for n in range(4)
     ]
-    zero, eight = passes.table(asks, records)
+    zero, eight = passes.table("scenes-rn", asks, records)
     assert (zero["passes"], eight["passes"]) == (0, 8)
     assert eight["threshold"] == passes.THRESHOLDS[4]
     assert (zero["gt_known"]["value"], eight["gt_known"]["value"]) == (0.25, 0.75)
@@ -83,3 +84,36 @@ def test_a_text_that_beats_nothing_finds_nothing(rn, chelsea):
     ask = study_sets.Ask(None, ("a",), ((0, 0, 9, 9),), (96, 96), 0)
     found = passes.judge(None, encoding, ask)
     assert found == {"iou": [0.0] * A, "found": [0] * A, "in_box": False, "on_side": False}
+
+
+def stored_sets():
+    for model, sets in json.loads(passes.OUT.read_text()).items():
+        for kind, found in sets.items():
+            yield pytest.param(model, found, id=f"{model}, {kind}")
+
+
+@pytest.mark.parametrize("model, found", stored_sets())
+def test_the_stored_rows_agree_with_one_another(model, found):
+    """Every method and number of passes is there, on all images, and a gain is what two rows differ by."""
+    rows = {(row["method"], row["passes"]): row for row in found["rows"]}
+    counts = [0, *passes.KEEPS]
+    if model == "scenes-vit":
+        expected = {(passes.PLAIN, n) for n in counts if n <= 64} | {(passes.REFINED, n) for n in (0, 8, 16)}
+    else:
+        expected = {(method, n) for method in (passes.PLAIN, passes.REFINED) for n in counts}
+    expected |= {(passes.MEAN, 0), (passes.TEXTLESS, 0)}
+    assert {key for key in rows if key[1] != "all"} == expected
+    for (method, count), row in rows.items():
+        if count != "all":
+            assert row["images"] == found["images"]
+            base = {passes.MEAN: passes.PLAIN, passes.TEXTLESS: passes.REFINED}.get(method, method)
+            gain = row["gt_known"]["value"] - rows[base, 0]["gt_known"]["value"]
+            assert row["gain"]["value"] == pytest.approx(gain, abs=2e-6)
+
+
+def test_the_pages_have_the_stored_figures_of_the_unseen_photos():
+    stored = json.loads(passes.OUT.read_text())["lite0-minilm"]["raccoon"]["rows"]
+    at = {row["method"]: row["gt_known_at_own_threshold"] for row in stored if row["passes"] == 128}
+    plain, refined = at[passes.PLAIN]["value"], at[passes.REFINED]
+    shown = "{:.1f}** ({:.1f}–{:.1f})".format(*(100 * refined[key] for key in ("value", "low", "high")))
+    assert f"{100 * plain:.1f} | **{shown}" in (passes.OUT.parents[1] / "README.md").read_text()

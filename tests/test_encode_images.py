@@ -14,7 +14,7 @@ from encoding_helpers import CAT, tensors
 from PIL import Image
 
 import vlscore
-from vlscore_lib import masks
+from vlscore_lib.models import fast_encoder
 
 # ── What an encoding does not depend on ─────────────────────────────────────────────────────────────
 
@@ -115,18 +115,18 @@ def test_100_encodings_leave_no_hook_and_no_memory(request, name, chelsea):
 def test_one_batch_of_masked_images_at_a_time(rn, chelsea, monkeypatch):
     """So the peak of memory does not grow with the number of maps, here 256."""
     encoded, masked = [], []
-    encoder, make_masks = vlscore.fast_encoder(rn, "float32"), masks.make_masks
+    encoder, make_masks = vlscore.fast_encoder(rn, "float32"), vlscore.make_masks
 
-    def count_images(pixels):
+    def count_images(pixels, maps=None):
         encoded.append(len(pixels))
-        return encoder(pixels)
+        return encoder(pixels, maps)
 
     def count_masks(maps, size):
         masked.append(len(maps))
         return make_masks(maps, size)
 
     monkeypatch.setattr(vlscore, "fast_encoder", lambda *_: count_images)
-    monkeypatch.setattr(masks, "make_masks", count_masks)
+    monkeypatch.setattr(fast_encoder, "make_masks", count_masks)
     found = vlscore.encode(rn, chelsea, precision="float32", batch_size=10)
     varying = int(vlscore.varies(found.maps).sum())
     assert sum(masked) == varying > 100
@@ -199,7 +199,7 @@ def broken(monkeypatch, model, precisions, spoil):
     def choose(_, precision):
         asked.append(precision)
         run = encoder(model, "float32")
-        return (lambda pixels: spoil(run(pixels))) if precision in precisions else run
+        return (lambda *images: spoil(run(*images))) if precision in precisions else run
 
     monkeypatch.setattr(vlscore, "fast_encoder", choose)
     return asked

@@ -2,8 +2,12 @@
 
 from io import BytesIO
 
+import matplotlib
 import numpy as np
 import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 import vlscore
@@ -51,3 +55,42 @@ def test_an_overlay_shows_its_title_as_it_is_written(chelsea, encoding):
     difference = abs(pixels(titled) - pixels(plain)).max(2)
     assert difference[:22].max() > 100
     assert difference[30:].max() < 40
+
+
+def drawn(figure):
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+
+
+def test_heat_lies_over_a_grey_photo_and_is_as_opaque_as_it_is_hot(chelsea):
+    photo = Image.open(chelsea).convert("RGB")
+    heat = torch.zeros(3, 3)
+    heat[:, 2] = 1  # cold on the left, hot on the right
+    figure = Figure(figsize=(4.51, 3), dpi=100)
+    panel = figure.add_axes((0, 0, 1, 1))
+    panel.set_axis_off()
+    vlscore.show_heat(panel, photo, heat)
+    found, grey = drawn(figure), np.asarray(photo.convert("L")).astype(int)
+    assert np.ptp(found[:, :200], axis=2).max() <= 2  # no colour where it is cold
+    assert abs(found[:, :200, 0] - grey[:, :200]).mean() < 3
+    hottest = matplotlib.colormaps[vlscore.COLOUR_MAP](1.0)[:3]
+    expected = 0.85 * 255 * np.array(hottest) + 0.15 * grey[:, -1:, None]
+    assert abs(found[:, -1:] - expected).mean() < 4
+
+
+def test_without_a_map_the_photo_keeps_its_colours(chelsea):
+    photo = Image.open(chelsea).convert("RGB")
+    figure = Figure(figsize=(4.51, 3), dpi=100)
+    panel = figure.add_axes((0, 0, 1, 1))
+    panel.set_axis_off()
+    vlscore.show_heat(panel, photo, None)
+    assert abs(drawn(figure) - np.asarray(photo)).mean() < 3
+
+
+def test_a_legend_names_what_the_colours_mean():
+    figure = Figure()
+    vlscore.show_legend(figure, figure.subplots(1, 2), "score")
+    bar = figure.axes[-1]
+    assert bar.get_xlabel() == "score"
+    assert [each.get_text() for each in bar.get_xticklabels()] == ["low", "high"]

@@ -209,6 +209,7 @@ def test_the_public_names_exist_and_none_is_private():
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 STANDARD = set(sys.stdlib_module_names)
 NEEDED_BY = {  # which extras a file may count on beside the core
+    "vlscore_lib/evaluation/tables.py": ["notebooks"],
     "vlscore_lib/evaluation": ["evaluation", "models"],
     "vlscore_lib/datasets": ["evaluation"],
     "vlscore_lib/prompts.py": ["models"],

@@ -74,6 +74,7 @@ def test_its_core_has_no_package_of_an_extra(metadata):
         "dask",
         "distributed",
         "streamlit",
+        "ipython",
         "ipywidgets",
         "open-clip-torch",
         "grad-cam",

@@ -301,9 +301,9 @@ def test_an_image_of_constant_maps_has_no_object(rn, chelsea, monkeypatch):
     """And no batch to encode: OpenVINO cannot run an empty one, nor anything after it."""
     encoder = vlscore.fast_encoder(rn, "float32")
 
-    def refuse_nothing(pixels):
+    def refuse_nothing(pixels, maps=None):
         assert len(pixels) > 0
-        return encoder(pixels)
+        return encoder(pixels, maps)
 
     monkeypatch.setattr(rn, "feature_maps", lambda *_: torch.full((1, 4, 3, 3), 0.1))
     monkeypatch.setattr(vlscore, "fast_encoder", lambda *_: refuse_nothing)

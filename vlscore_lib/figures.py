@@ -13,6 +13,7 @@ from vlscore_lib.selection import select_maps
 
 COLOUR_MAP = "viridis"  # sequential, and still readable in grey and to the colour-blind
 BOX_COLOUR = "#ff2d55"
+OPACITY = 0.85  # of the highest heat
 
 
 def draw_localizations(image, localizations: list[Localization], encoding: Encoding, title: str = ""):
@@ -33,13 +34,11 @@ def draw_localizations(image, localizations: list[Localization], encoding: Encod
     figure = Figure(figsize=(12, rows * (4 * ratio + 0.5) + 0.4), layout="constrained")
     axes = figure.subplots(rows, 3, squeeze=False)
     for row, found in zip(axes, localizations):
-        for panel in row:
-            panel.imshow(image, aspect="auto")
-            panel.set_box_aspect(ratio)
+        for panel, saliency in zip(row, (None, found.saliency, None)):
+            show_heat(panel, image, saliency, encoding)
+            panel.set(aspect="auto", box_aspect=ratio)
             panel.set_axis_off()
         row[0].set_title(plain_text(found.prompt), loc="left")
-        if found.saliency is not None:
-            show_heat(row[1], found.saliency, encoding)
         row[1].set_title(f"score {found.score:.3f}, empty image {found.base_score:.3f}", loc="left")
         show_boxes(row[2], found.boxes)
         count = f"{len(found.boxes)} box" + "es" * (len(found.boxes) != 1)
@@ -52,14 +51,36 @@ def draw_localizations(image, localizations: list[Localization], encoding: Encod
     return figure
 
 
-def show_heat(panel, saliency: torch.Tensor, encoding: Encoding, alpha: float = 0.65) -> None:
-    """Lay a saliency map (h, w) over the photo on a matplotlib Axes, where it was cut from."""
-    x0, y0, x1, y1 = encoding.fit.region
-    limits = panel.get_xlim(), panel.get_ylim()
-    heat = heat_map(saliency, encoding.input_size)
-    where = (x0 - 0.5, x1 - 0.5, y1 - 0.5, y0 - 0.5)  # imshow's pixel centres are whole numbers
-    panel.imshow(heat, cmap=COLOUR_MAP, vmin=0, vmax=1, alpha=alpha, extent=where, aspect="auto")
-    panel.set(xlim=limits[0], ylim=limits[1])
+def show_heat(panel, image, saliency: torch.Tensor | None, encoding: Encoding | None = None) -> None:
+    """Show a photo on a matplotlib Axes, in grey under its saliency map (h, w), where that was cut from.
+
+    The opacity of a colour follows its heat, so that the photo shows where the map is cold.
+
+    Args:
+        image: a path or a PIL image, the one that was encoded, or a smaller copy of it.
+        saliency: None shows the photo in its colours.
+        encoding: of the saliency map; without one, the map covers the whole photo.
+    """
+    image = load_image(image)
+    W, H = encoding.fit.size if encoding else image.size
+    shown = image if saliency is None else image.convert("L").convert("RGB")
+    panel.imshow(shown, extent=(-0.5, W - 0.5, H - 0.5, -0.5))  # imshow's pixel centres are whole numbers
+    if saliency is None:
+        return
+    x0, y0, x1, y1 = encoding.fit.region if encoding else (0, 0, W, H)
+    heat = heat_map(saliency.float(), encoding.input_size if encoding else 224)
+    where = (x0 - 0.5, x1 - 0.5, y1 - 0.5, y0 - 0.5)
+    panel.imshow(heat, COLOUR_MAP, vmin=0, vmax=1, alpha=OPACITY * heat.numpy(), extent=where)
+    panel.set(xlim=(-0.5, W - 0.5), ylim=(H - 0.5, -0.5))
+
+
+def show_legend(figure, axes, label: str = "saliency, from its lowest to its highest") -> None:
+    """Put the heat maps' colours beside or below some of a matplotlib Figure's Axes."""
+    from matplotlib.cm import ScalarMappable
+
+    colours = ScalarMappable(cmap=COLOUR_MAP)
+    bar = figure.colorbar(colours, ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.02, label=label)
+    bar.set_ticks([0, 1], labels=["low", "high"])
 
 
 def show_boxes(panel, boxes, colour: str = BOX_COLOUR, **style) -> None:
@@ -104,10 +125,8 @@ def draw_case_study(image, rows: dict[str, tuple], prompts=(), count: int = 4):
         missing = [None] * (count - len(chosen))
         heats = [*chosen, *missing, *found[: len(prompts)]]
         for panel, heat in zip(row, heats):
-            panel.set(xticks=[], yticks=[], box_aspect=ratio)
-            panel.imshow(image, aspect="auto")
-            if heat is not None:
-                show_heat(panel, heat, encoding)
+            show_heat(panel, image, heat, encoding)
+            panel.set(xticks=[], yticks=[], aspect="auto", box_aspect=ratio)
         for panel in row[len(chosen) : count]:
             panel.set_visible(False)
         row[0].set_ylabel(name, fontsize="small")
@@ -137,11 +156,10 @@ def draw_overlay(image, saliency, encoding: Encoding, boxes=(), title: str = "",
     high, line = wide * min(max(H / W, 0.2), 2.5), 0.3
     figure = Figure(figsize=(wide, high + line))
     panel = figure.add_axes((0, 0, 1, high / (high + line)))
-    panel.imshow(load_image(image), aspect="auto", extent=(-0.5, W - 0.5, H - 0.5, -0.5))
+    show_heat(panel, image, saliency, encoding)
+    panel.set_aspect("auto")
     panel.set_axis_off()
     panel.set_title(plain_text(title, int(11 * wide)), fontsize="medium")
-    if saliency is not None:
-        show_heat(panel, saliency, encoding, alpha=0.5)
     show_boxes(panel, boxes)
     return render_jpeg(figure)
 

@@ -32,12 +32,13 @@ def embed_masked(encoder, pixels, maps, indices, base, batch_size: int, progress
     """Embed images masked by some of their maps, batch after batch over all the images.
 
     Args:
+        encoder: see `FastEncoder`.
         pixels: X (N, 3, S, S), and maps: A (N, C, h, w), on the encoder's device.
         indices: N of (K,), which maps; K may differ from image to image.
-        base: (D,), the embedding of the empty image.
+        base: (D,), the embedding of the empty image, on that device.
 
     Returns:
-        e (N, C, D), unit, on the CPU; the base embedding for all other maps.
+        e (N, C, D), unit, on that device; the base embedding for all other maps.
     """
     embeddings = base.repeat(*maps.shape[:2], 1)  # (N, C, D)
     wanted = torch.zeros(maps.shape[:2], dtype=torch.bool)
@@ -47,6 +48,5 @@ def embed_masked(encoder, pixels, maps, indices, base, batch_size: int, progress
     todo = wanted.nonzero()  # (rows, 2), of image and map
     for batch in progress(todo.split(batch_size) if len(todo) else ()):
         image, chosen = batch.T.to(maps.device)
-        masked = pixels[image] * make_masks(maps[image, chosen], pixels.shape[-1])[:, None]
-        embeddings[tuple(batch.T)] = encoder(masked)
+        embeddings[image, chosen] = encoder(pixels[image], maps[image, chosen])
     return embeddings

@@ -8,7 +8,7 @@ from vlscore_lib.errors import VLScoreError, check_at_least, check_choice, check
 
 FITS = ("squash", "crop", "pad")
 MAPS = ("activation", "attention", "query", "key", "value")
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class EncodingOptions:
     Attributes:
         layer, maps, pca: which maps, see `Model.feature_maps`.
         keep: how many maps go through the encoder, see `select_maps`; all by default.
-        precision: ``"float32"``, ``"bfloat16"`` or ``"auto"``.
+        precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` on a GPU, or ``"auto"``.
         batch_size: masked images encoded at once, see `choose_batch_size`.
         fit: ``"squash"``, ``"crop"`` or ``"pad"``, see `fit_region`.
         refined: whether saliency maps and boxes are refined, see `refine` and `split_instances`.

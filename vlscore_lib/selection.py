@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -10,6 +9,7 @@ from vlscore_lib.errors import check_keep
 from vlscore_lib.masks import varies
 
 NOISE = 0.01  # of the Gaussian process: how far equal masks may differ in their embedding
+WIDTH = 2 * 0.5**2  # of its kernel, by which squared distances are divided
 
 
 def mask_cells(maps: torch.Tensor) -> torch.Tensor:
@@ -30,7 +30,7 @@ def mask_similarity(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     exp(-d² / (2 · 0.5²)), where d is the distance of the points.
     """
     squares = (points**2).sum(1)[:, None] + (others**2).sum(1) - 2 * points @ others.T
-    return (-squares / (2 * 0.5**2)).exp()
+    return (-squares / WIDTH).exp()
 
 
 def select_maps(maps: torch.Tensor, keep: int | float | None) -> torch.Tensor:
@@ -55,20 +55,25 @@ def select_maps(maps: torch.Tensor, keep: int | float | None) -> torch.Tensor:
     if keep is None or (is_count and keep >= C):
         return torch.arange(C)
     cells = mask_cells(maps)  # (C, h·w)
-    energy = maps.double().flatten(1).var(1, correction=0).numpy()  # (C,)
-    unknown = np.ones(C)
-    count, goal = (keep, -1.0) if is_count else (C, (1 - keep) * energy.sum())
-    factor, chosen = np.zeros((count, C)), []
-    while len(chosen) < count and (not chosen or energy @ unknown > goal):
-        worth = energy * unknown
-        worth[chosen] = -1.0
-        best = int(worth.argmax())
-        known = factor[: len(chosen)]  # (K, C)
-        column = mask_similarity(cells, cells[[best]])[:, 0].numpy() - known[:, best] @ known
-        factor[len(chosen)] = column / (unknown[best] + NOISE) ** 0.5
-        unknown = np.maximum(unknown - factor[len(chosen)] ** 2, 0)
+    squares = (cells**2).sum(1)
+    energy = maps.double().flatten(1).var(1, correction=0)  # (C,)
+    unknown, is_taken = torch.ones_like(energy), torch.zeros(C, dtype=torch.bool, device=maps.device)
+    count = keep if is_count else C
+    factor, chosen = cells.new_zeros(count, C), []
+    for n in range(count):
+        if not is_count and n and energy @ unknown <= (1 - keep) * energy.sum():
+            break
+        # Rows are taken by `index_select`: a GPU need not tell the number, so that nothing waits for it.
+        best = (energy * unknown).masked_fill(is_taken, -1).argmax()[None]
+        row = cells.index_select(0, best)[0]
+        distances = squares + squares.index_select(0, best) - 2 * (cells @ row)
+        known = factor[:n]  # (n, C)
+        column = (-distances / WIDTH).exp() - known.index_select(1, best)[:, 0] @ known
+        factor[n] = column / (unknown.index_select(0, best) + NOISE) ** 0.5
+        unknown = (unknown - factor[n] ** 2).clamp(min=0)
+        is_taken.index_fill_(0, best, True)
         chosen.append(best)
-    return torch.tensor(chosen).sort().values
+    return torch.cat(chosen).sort().values.cpu()
 
 
 def predict_embeddings(maps: torch.Tensor, indices: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
@@ -91,7 +96,7 @@ def predict_embeddings(maps: torch.Tensor, indices: torch.Tensor, embeddings: to
         return embeddings
     cells, known = mask_cells(maps), embeddings[indices].double()
     chosen = cells[indices]
-    kernel = mask_similarity(chosen, chosen) + NOISE * torch.eye(len(indices), dtype=torch.float64)
+    kernel = mask_similarity(chosen, chosen) + NOISE * torch.eye(len(indices)).to(chosen)
     solved = torch.linalg.solve(kernel, known - known.mean(0))  # (K, D)
     every = embeddings.clone()
     predicted = mask_similarity(cells[others], chosen) @ solved + known.mean(0)

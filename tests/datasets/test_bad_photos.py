@@ -24,8 +24,7 @@ from datasets_helpers import (
 from PIL import Image, ImageFile
 
 import vlscore
-from vlscore_lib.datasets import reading
-from vlscore_lib.datasets import voc as voc_room
+from vlscore_lib.datasets import reading, voc as voc_room
 
 
 def edit(pattern, value):

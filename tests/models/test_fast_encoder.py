@@ -9,7 +9,7 @@ import torch
 from models_helpers import PROMPTS, normalised
 
 import vlscore
-from vlscore_lib.models import fast_encoder
+from vlscore_lib.models import fast_encoder, openvino_encoder
 
 
 def noise(model, count=2):
@@ -68,10 +68,11 @@ def test_compiled_encoder_s_outputs_are_its_own(rn):
     assert torch.equal(first, kept)
 
 
-def test_no_thread_of_the_encoder_is_bound_to_a_core(checkpoints, monkeypatch):
+def test_no_thread_of_the_encoder_is_bound_to_a_core(checkpoints, monkeypatch, tmp_path):
     """Bound, processes of one thread each share the first core by chance, and the others stand idle."""
     import openvino
 
+    monkeypatch.setenv("VLSCORE_CACHE", str(tmp_path))
     compile_model, compiled = openvino.Core.compile_model, []
 
     def remember(*arguments):
@@ -127,15 +128,20 @@ def test_choose_precision_takes_what_is_asked():
 @pytest.mark.parametrize("has, chosen", [(True, "bfloat16"), (False, "float32")])
 def test_choose_precision_auto_asks_the_hardware(has, chosen, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has})
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
     assert vlscore.choose_precision("auto", torch.device("cpu")) == chosen
-    assert vlscore.choose_precision("auto", torch.device("cuda")) == chosen
+    assert vlscore.choose_precision("auto", torch.device("cuda")) == "float16"
     assert vlscore.choose_precision("auto", torch.device("mps")) == "float32"
 
 
 def test_choose_precision_lists_the_right_ones():
-    with pytest.raises(vlscore.VLScoreError, match="auto, float32, bfloat16"):
+    with pytest.raises(vlscore.VLScoreError, match="auto, float32, bfloat16, float16"):
+        vlscore.choose_precision("float64", torch.device("cpu"))
+
+
+def test_float16_needs_a_gpu():
+    with pytest.raises(vlscore.VLScoreError, match="float16 needs a GPU: choose auto"):
         vlscore.choose_precision("float16", torch.device("cpu"))
+    assert vlscore.choose_precision("float16", torch.device("cuda")) == "float16"
 
 
 def test_a_compiled_encoder_goes_with_its_model(checkpoints):
@@ -158,3 +164,28 @@ def test_the_scenes_models_compare_with_their_own_classes(name):
     assert found.shape == expected.shape == (80, 128)
     best = (found @ expected.T).amax(1)
     torch.testing.assert_close(best, torch.ones(80), atol=1e-5, rtol=0)
+
+
+def test_a_compiled_encoder_is_read_from_disk_the_second_time(checkpoints, monkeypatch, tmp_path):
+    """It gives the same, bit for bit; a damaged file is compiled again."""
+    monkeypatch.setenv("VLSCORE_CACHE", str(tmp_path))
+    converted, convert = [], openvino_encoder.convert
+
+    def count(*arguments):
+        converted.append(arguments)
+        return convert(*arguments)
+
+    monkeypatch.setattr(openvino_encoder, "convert", count)
+    found = []
+    for damage in (False, False, True):
+        if damage:
+            (file,) = tmp_path.iterdir()
+            file.write_bytes(file.read_bytes()[:1000])
+        model = vlscore.load_model(str(checkpoints["rn"]), "cpu")
+        found.append(vlscore.fast_encoder(model, "float32")(noise(model)))
+    assert len(converted) == 2
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    other = vlscore.load_model(str(checkpoints["vit"]), "cpu")
+    vlscore.fast_encoder(other, "float32")
+    assert len(converted) == 3

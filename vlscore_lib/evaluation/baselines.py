@@ -96,8 +96,8 @@ def compute_gscorecam(model: Model, pixels: torch.Tensor, text: torch.Tensor, la
     maps, gradient = model.output_maps(outputs[0].detach().float()), model.output_maps(gradient)
     rows = gradient[0].mean((1, 2)).topk(min(k, maps.shape[1])).indices
     chosen = maps[0, rows]
-    base = model.encode_image(torch.zeros_like(pixels)[None])[0].cpu()
+    base = model.encode_image(torch.zeros_like(pixels)[None])[0]
     every, pixels = [torch.arange(len(chosen))], pixels.to(model.device)
     (embeddings,) = embed_masked(fast_encoder(model, "float32"), pixels[None], chosen[None], every, base, 16)
-    w = ((embeddings @ unit(text)) / model.temperature).softmax(0)
+    w = ((embeddings.cpu() @ unit(text)) / model.temperature).softmax(0)
     return torch.einsum("k,khw->hw", w, chosen.cpu()).relu()

@@ -88,6 +88,7 @@ def two_sided(differences) -> float:
 
 
 def rounded(value):
+    """A figure as runs and tables store it: a float of six decimals."""
     return round(float(value), 6)
 
 

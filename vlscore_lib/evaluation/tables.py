@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from html import escape
+
 from vlscore_lib.encoding import PRESENT
+from vlscore_lib.errors import import_extra
 
 # Published figures, percent: GT-known, Top-1 Loc, Top-5 Loc, and where they stand.
 PUBLISHED = [
@@ -79,33 +82,77 @@ def summary_table(summary: dict) -> str:
     return "\n".join(rows)
 
 
-def tabulate_figures(rows: list[dict], columns: dict[str, str]):
+def tabulate_figures(rows: list[dict], columns: dict[str, str], decimals: int = 1):
     """Figures of stored rows as a table to be read, shares in percent -> a pandas DataFrame of text.
 
     Args:
         rows: as the files in ``data/`` hold them, dicts within dicts.
         columns: heading -> where its figure stands, keys between dots.  A share with an interval, and a
             paired difference, bring theirs; where a row has no such figure, the cell is empty.
+        decimals: of a percentage; none are worth showing for a few images.
     """
     import pandas
 
     def read(row: dict, where: str) -> str:
         for key in where.split("."):
             row = (row or {}).get(key)
-        return format_figure(row)
+        return format_figure(row, decimals)
 
     return pandas.DataFrame(
         [[read(row, where) for where in columns.values()] for row in rows], columns=columns
     )
 
 
-def format_figure(figure) -> str:
+def tabulate_summary(summary: dict):
+    """A summary as a table to be read, shares in percent -> a pandas DataFrame of text.
+
+    A row is a method at the CAM threshold that is best for it on these images, with a star; VL-Score has a
+    row for its own threshold too.  GT-known has its 95 % interval.  Below 100 images no decimals are shown.
+
+    Args:
+        summary: of `summarize`.
+    """
+    alphas, rows = summary["thresholds"], []
+    own = alphas.index(summary["threshold"])
+    for name, method in summary["methods"].items():
+        best = max(range(len(alphas)), key=lambda n: method["gt_known"][n]["value"])
+        shown = name[0].upper() + name[1:]
+        if method["images"] != summary["images"]:
+            shown += f", first {method['images']} images"
+        for n in dict.fromkeys([own, best] if "VL-Score" in name else [best]):
+            row = {"method": shown, "alpha": f"{alphas[n]:g}" + "*" * (n == best)}
+            row["gt_known"] = method["gt_known"][n]
+            row |= {key: method[key][n]["value"] for key in ("top1_loc", "top5_loc", "mean_box_iou")}
+            rows.append(row | {key: method[key]["value"] for key in ("max_box_acc", "max_box_acc_v2")})
+    constant = summary["constant_box"]
+    name = f"Constant box, {100 * constant['side']:.0f} %* of each side"
+    rows.append({"method": name, "gt_known": constant["gt_known"]})
+    rows.append({"method": "Whole image", "gt_known": summary["whole_image"]["gt_known"]})
+    columns = {"Method": "method", "α": "alpha", "GT-known": "gt_known", "Top-1": "top1_loc"}
+    columns |= {"Top-5": "top5_loc", "Box IoU": "mean_box_iou"}
+    columns |= {"MaxBoxAcc": "max_box_acc", "MaxBoxAccV2": "max_box_acc_v2"}
+    table = tabulate_figures(rows, columns, decimals=int(summary["images"] >= 100))
+    table["GT-known"] = table["GT-known"].str.replace(" ", "\N{NO-BREAK SPACE}")
+    return table
+
+
+def show_table(table, title: str):
+    """A pandas DataFrame as a table with a title, for the end of a notebook's cell."""
+    display = import_extra("IPython.display", "notebooks")
+    html = table.to_html(index=False, border=0)
+    head, body = html.split("\n", 1)
+    return display.HTML(f"{head}\n  <caption>{escape(title)}</caption>\n{body}")
+
+
+def format_figure(figure, decimals: int = 1) -> str:
     """A share in percent, with its interval where it has one; a difference has a sign; text stays."""
     if isinstance(figure, dict):
-        one = "{:+.1f}" if "p" in figure else "{:.1f}"
+        one = f"{{:{'+' * ('p' in figure)}.{decimals}f}}"
         shares = (100 * figure[key] for key in ("value", "low", "high"))
         return f"{one} ({one} to {one})".format(*shares).replace("-", "\N{MINUS SIGN}")
-    return f"{100 * figure:.1f}" if isinstance(figure, float) else "" if figure is None else str(figure)
+    if isinstance(figure, float):
+        return f"{100 * figure:.{decimals}f}"
+    return "" if figure is None else str(figure)
 
 
 def published_table() -> str:

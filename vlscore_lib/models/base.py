@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from types import MappingProxyType
 
 import numpy as np
@@ -12,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from vlscore_lib.cache import hash_weights
 from vlscore_lib.errors import VLScoreError
 from vlscore_lib.images import fit_region, load_image
 from vlscore_lib.models.facts import Defaults
 from vlscore_lib.options import MAPS, EncodingOptions
 from vlscore_lib.prompts import MAX_TOKENS, check_prompt
+
+TEXT_BATCH = 64  # prompts that are embedded at once
 
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:
@@ -216,7 +218,10 @@ class Model:
             raise VLScoreError(f"one text where a list belongs: write [{prompts!r}]")
         for prompt in prompts:
             check_prompt(prompt, self.count_tokens, self.context_length)
-        return unit(self.embed_texts(list(prompts)))
+        order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))  # batches of like length
+        batches = [order[start : start + TEXT_BATCH] for start in range(0, len(order), TEXT_BATCH)]
+        found = torch.cat([unit(self.embed_texts([prompts[n] for n in rows])) for rows in batches])
+        return found[torch.tensor(order).argsort().to(found.device)]
 
     def check_source(self, layer: str | None, maps: str, pca: int | None) -> str:
         """Check a source of maps -> the layer's name, the last layer's by default.
@@ -282,12 +287,8 @@ class Model:
 
     def checksum(self) -> str:
         """SHA-256 over the names and values of all weights."""
-        digest = sha256()
-        for part in sorted(name for name, value in vars(self).items() if isinstance(value, torch.nn.Module)):
-            for name, value in getattr(self, part).state_dict().items():
-                digest.update(f"{part}.{name} {tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        parts = vars(self).items()
+        return hash_weights({name: value for name, value in parts if isinstance(value, torch.nn.Module)})
 
 
 class Seen:

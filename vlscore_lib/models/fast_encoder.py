@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import wraps
 from importlib.util import find_spec
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 
-from vlscore_lib.errors import check_choice
+from vlscore_lib.errors import VLScoreError, check_choice
+from vlscore_lib.masks import make_masks
 from vlscore_lib.models.base import Model, unit
+from vlscore_lib.models.gpu_encoder import GpuEncoder
 from vlscore_lib.models.openvino_encoder import compile_openvino
 from vlscore_lib.options import PRECISIONS
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Resolve ``"auto"``: bfloat16 only where the hardware multiplies it, float32 elsewhere."""
+    """Resolve ``"auto"``: float16 on a GPU, on a CPU bfloat16 if the hardware multiplies it, else float32.
+
+    Raises:
+        VLScoreError: an unknown one, or float16 without a GPU.
+    """
     check_choice(precision, PRECISIONS, "precision")
+    if precision == "float16" and device.type != "cuda":
+        raise VLScoreError("precision float16 needs a GPU: choose auto, float32 or bfloat16")
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return "bfloat16" if fast else "float32"
+        return "float16"
+    is_fast = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return "bfloat16" if is_fast else "float32"
 
 
 def cached_by_model(function):
@@ -55,24 +64,58 @@ def compiled(model: Model, precision: str):
         return None
 
 
-def fast_encoder(model: Model, precision: str = "auto"):
-    """The fastest encoder here that equals `Model.encode_image`: pixels (B, 3, S, S) -> (B, D).
+@cached_by_model
+def compiled_for_gpu(model: Model, precision: str) -> GpuEncoder:
+    """The model's image encoder for its GPU, in float16 or bfloat16."""
+    return GpuEncoder(model.visual, model.input_size, getattr(torch, precision))
 
-    On a CPU with OpenVINO it is compiled once for each precision; without OpenVINO, where that cannot
-    compile it, and on other devices it is PyTorch, under autocast for bfloat16.
+
+class FastEncoder(NamedTuple):
+    """An image encoder: pixels (B, 3, S, S) -> unit embeddings (B, D) on the model's device.
+
+    Attributes:
+        model: whose encoder it is.
+        run: pixels, and maps (B, h, w) that mask them or None, -> features (B, F).
+    """
+
+    model: Model
+    run: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+    def __call__(self, pixels: torch.Tensor, maps: torch.Tensor | None = None) -> torch.Tensor:
+        """Embed images, each under the mask of its map where maps (B, h, w) are given."""
+        return unit(self.model.project(self.run(pixels, maps).float()))
+
+
+def mask_first(run):
+    """An encoder of pixels and maps, from one that takes masked pixels."""
+
+    def run_masked(pixels, maps=None):
+        return run(pixels if maps is None else pixels * make_masks(maps, pixels.shape[-1])[:, None])
+
+    return run_masked
+
+
+def fast_encoder(model: Model, precision: str = "auto") -> FastEncoder:
+    """The fastest encoder here that equals `Model.encode_image`.
+
+    On a CPU with OpenVINO it is compiled once for each precision, on a GPU in half precision by PyTorch.
+    Without OpenVINO, where that cannot compile it, and on other devices it is PyTorch, under autocast for
+    bfloat16.
     """
     precision = choose_precision(precision, model.device)
-    on_cpu = model.device.type == "cpu" and find_spec("openvino")
-    if on_cpu and (run := compiled(model, precision)):
-        return lambda pixels: unit(model.project(run(pixels)))
-    if precision == "float32":
-        return lambda pixels: model.encode_image(pixels).cpu()
+    if model.device.type == "cpu" and find_spec("openvino") and (run := compiled(model, precision)):
+        return FastEncoder(model, mask_first(run))
+    if model.device.type == "cuda" and precision != "float32":
+        return FastEncoder(model, compiled_for_gpu(model, precision))
 
-    def autocast(pixels):
-        with torch.autocast(model.device.type, torch.bfloat16):
-            return model.encode_image(pixels).cpu()
+    @torch.inference_mode()
+    def run(pixels):
+        # Convolutions are faster with channels last.
+        pixels = pixels.to(model.device, memory_format=torch.channels_last)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            return model.visual(pixels)
 
-    return autocast
+    return FastEncoder(model, mask_first(run))
 
 
 def choose_batch_size(model: Model) -> int:
@@ -81,4 +124,5 @@ def choose_batch_size(model: Model) -> int:
         return 8 * torch.get_num_threads()
     free, _ = torch.cuda.mem_get_info(model.device)
     # An encoder's activations take some 60 times an image's float32 pixels; they get half of what is free.
-    return min(max(free // 2 // (60 * 3 * 4 * model.input_size**2), 16), 512)
+    fits = int(min(max(free // 2 // (60 * 3 * 4 * model.input_size**2), 16), 512))
+    return 1 << (fits.bit_length() - 1)  # a power of two, see `choose_padded_size`

@@ -139,15 +139,10 @@ class MiniLM(torch.nn.Module):
     @torch.inference_mode()
     def forward(self, texts):
         encoded = [torch.tensor(each.ids) for each in self.tokenizer.encode_batch(texts)]
-        order = sorted(range(len(encoded)), key=lambda n: len(encoded[n]))  # batches of like length
-        found = torch.empty(len(texts), 384)
-        for start in range(0, len(order), 64):
-            rows = order[start : start + 64]
-            ids = torch.nn.utils.rnn.pad_sequence([encoded[n] for n in rows], batch_first=True)
-            ids = ids.to(self.words.weight.device)  # (n, L)
-            x = self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]])  # (n, L, 384)
-            lengths = torch.tensor([len(encoded[n]) for n in rows], device=ids.device)
-            padding = torch.arange(ids.shape[1], device=ids.device) >= lengths[:, None]  # (n, L)
-            states = self.blocks(x, src_key_padding_mask=padding).masked_fill(padding[..., None], 0)
-            found[rows] = unit(states.sum(1)).cpu()  # the mean's direction
-        return found
+        device = self.words.weight.device
+        ids = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True).to(device)  # (N, L)
+        x = self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]])  # (N, L, 384)
+        lengths = torch.tensor([len(each) for each in encoded], device=device)
+        padding = torch.arange(ids.shape[1], device=device) >= lengths[:, None]  # (N, L)
+        states = self.blocks(x, src_key_padding_mask=padding).masked_fill(padding[..., None], 0)
+        return unit(states.sum(1)).cpu()  # the mean's direction

@@ -62,7 +62,7 @@ class ClipModel(Model):
 
     def embed_texts(self, prompts):
         tokens = import_clip().tokenize(prompts, self.context_length)
-        return self.clip.encode_text(tokens.to(self.device))
+        return embed_tokens(self.clip, tokens.to(self.device))
 
     def unknown_words(self, prompt):
         known = self.clip.token_embedding.weight.any(1)  # an embedding of 0 is one that was left out
@@ -110,6 +110,24 @@ class ClipModel(Model):
             cells = (self.input_size // self.stride) ** 2
             check_components(pca, min(self.layer_modules()[layer].attn.embed_dim, cells))
         return layer
+
+
+def embed_tokens(clip_model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """CLIP's embeddings (N, D) of tokens (N, L), as its `encode_text` gives them, in a sixth of the time.
+
+    A token attends to those before it alone, so all after the longest text's end token can be left out.
+    """
+    ends = tokens.argmax(-1)  # the end token has the largest number
+    length = int(ends.max()) + 1
+    x = clip_model.token_embedding(tokens[:, :length]) + clip_model.positional_embedding[:length]
+    x = x.transpose(0, 1)  # (L, N, d)
+    for block in clip_model.transformer.resblocks:
+        y = block.ln_1(x)
+        mask = block.attn_mask[:length, :length].to(y)
+        x = x + block.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+        x = x + block.mlp(block.ln_2(x))
+    x = clip_model.ln_final(x.transpose(0, 1))
+    return x[torch.arange(len(x)), ends] @ clip_model.text_projection
 
 
 def resnet_layers(visual: torch.nn.Module) -> dict[str, torch.nn.Module]:

@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BytesIO
 
 import numpy as np
 import torch
+
+from vlscore_lib import __version__
+from vlscore_lib.cache import describe_module, digest, hash_weights, read_cached, write_cached
 
 
 def compile_openvino(visual, size: int, precision: str):
     """Compile an encoder for the CPU with OpenVINO: pixels (B, 3, S, S) -> features (B, F).
 
     Each thread encodes two images at a time for itself, which is a tenth faster than all threads on
-    one batch.  The PyTorch front end is called directly: `openvino.convert_model` sends usage statistics.
+    one batch.  The compiled encoder is kept on disk, for these weights, this machine and these versions.
     """
     with no_usage_statistics():
         import openvino
-        from openvino.frontend import FrontEndManager
-        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    example, once = torch.zeros(2, 3, size, size), {"check_trace": False}  # a check takes two traces more
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's remarks on Python branches and deprecation
-        traced = TorchScriptPythonDecoder(visual, example_input=example, trace_kwargs=once)
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    graph = frontend.convert(frontend.load(traced))
-    graph.reshape([-1, 3, size, size])
     hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
     threads = str(torch.get_num_threads())
     options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads}
     options["ENABLE_CPU_PINNING"] = "NO"  # else several processes of one thread each share the first core
-    compiled = openvino.Core().compile_model(graph, "CPU", options)
+    core = openvino.Core()
+    machine = [core.get_property("CPU", key) for key in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+    versions = [__version__, torch.__version__, openvino.__version__]
+    weights = hash_weights({"visual": visual})
+    name = f"openvino-{digest(weights, describe_module(visual), size, options, machine, versions)}"
+    compiled = None
+    if content := read_cached(name):
+        with suppress(RuntimeError):
+            compiled = core.import_model(content, "CPU", options)
+    if compiled is None:
+        compiled = core.compile_model(convert(visual, size), "CPU", options)
+        compiled.export_model(content := BytesIO())
+        write_cached(name, content.getvalue())
     queue = openvino.AsyncInferQueue(compiled, int(threads))
 
     def receive(request, place):
@@ -49,6 +56,25 @@ def compile_openvino(visual, size: int, precision: str):
         return torch.from_numpy(np.concatenate([found[at] for at in sorted(found)]))
 
     return run
+
+
+def convert(visual, size: int):
+    """An encoder as OpenVINO's graph, by its PyTorch front end.
+
+    `openvino.convert_model` would send usage statistics.
+    """
+    with no_usage_statistics():
+        from openvino.frontend import FrontEndManager
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    example, once = torch.zeros(2, 3, size, size), {"check_trace": False}  # a check takes two traces more
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's remarks on Python branches and deprecation
+        traced = TorchScriptPythonDecoder(visual, example_input=example, trace_kwargs=once)
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    graph = frontend.convert(frontend.load(traced))
+    graph.reshape([-1, 3, size, size])
+    return graph
 
 
 @contextmanager

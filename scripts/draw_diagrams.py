@@ -1,0 +1,87 @@
+"""Draw the book's diagrams, each an SVG file for light and dark pages: book/_static/diagrams/.
+
+python scripts/draw_diagrams.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from diagrams import svg
+from diagrams_method import score_cam, vl_score
+from diagrams_models import clip, resnet, vit_block
+from diagrams_worked import worked_example
+
+OUT = Path(__file__).parents[1] / "book" / "_static" / "diagrams"
+DRAWINGS = (  # function, title, description
+    (
+        clip,
+        "CLIP: two encoders, one space, the contrastive matrix",
+        "Four images pass through the image encoder and become unit vectors u. Four texts pass through the "
+        "text encoder and become unit vectors v. A matrix holds the product of each u with each v. Training "
+        "raises its diagonal, the pairs that belong together, and lowers the rest, so that an image lies "
+        "beside its text in the shared space. Later, the text of the largest cosine names an image's class.",
+    ),
+    (
+        score_cam,
+        "Score-CAM, from an image to the saliency map of a class",
+        "A classifier gives activation maps of an image. Each map becomes a mask, and each masked image "
+        "passes through the same classifier. The logit of class c, less that of a base image, becomes the "
+        "map's weight by a softmax. The weighted sum of all maps, cut off below zero, is the saliency map "
+        "of class c.",
+    ),
+    (
+        vl_score,
+        "VL-Score, from an image and a prompt to boxes",
+        "Once per image: the image encoder gives C activation maps, each map becomes a mask, and the "
+        "encoder embeds the C masked images and an empty image. For each prompt: the text encoder embeds "
+        "the prompt, and each masked image is scored by its cosine with it. Maps that do not score above "
+        "the empty image are dropped; if all are, the object is absent. A softmax with temperature τ turns "
+        "the other scores into weights. The weighted sum of the kept maps is the saliency map, and boxes "
+        "surround its connected parts above α of the maximum.",
+    ),
+    (
+        vit_block,
+        "A residual block of CLIP's ViT, and where maps can be read",
+        "Tokens pass through a layer norm, projections to query, key and value, attention and an output "
+        "projection, and are added to what came in; then through a layer norm and an MLP, added again. Maps "
+        "can be read at four places: query, key and value; their principal components; the class token's "
+        "attention, one map per head; and the block's output. Token 0, the class token, is left out, and "
+        "the patch tokens go back to the grid of h×w cells, row by row.",
+    ),
+    (
+        resnet,
+        "CLIP's ModifiedResNet, from the image to the embedding",
+        "RN50 takes 3×224×224 numbers. A stem of three convolutions and a pooling gives 64×56×56, layer1 "
+        "256×56×56, layer2 512×28×28, layer3 1024×14×14 and layer4 2048×7×7. The attention pool makes an "
+        "embedding of 1024 numbers of that, in which no place is left. Maps are read at the end of layer4, "
+        "or of layer3, whose cells are smaller.",
+    ),
+    (
+        worked_example,
+        "VL-Score worked by hand on three maps of 2×2 cells",
+        "Three maps become masks, and the masked images have the scores 0.30, 0.26 and 0.21. The empty "
+        "image has 0.22, so the third map is dropped. A softmax at τ = 0.05 gives the weights 0.69 and 0.31. "
+        "The weighted sum of the first two maps is scaled from 0 to 1, its lower two cells are above "
+        "α = 0.5, and the box around them is (0, 50, 100, 100).",
+    ),
+)
+
+
+def draw_all() -> dict[str, str]:
+    """The text of each drawing, by the name of its file."""
+    return {f"{draw.__name__}.svg": svg(title, words, *draw()) for draw, title, words in DRAWINGS}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Draw the book's diagrams.")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder (default: %(default)s)")
+    out = parser.parse_args(argv).out
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in draw_all().items():
+        (out / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
