@@ -107,7 +107,8 @@ def tabulate_summary(summary: dict):
     """A summary as a table to be read, shares in percent -> a pandas DataFrame of text.
 
     A row is a method at the CAM threshold that is best for it on these images, with a star; VL-Score has a
-    row for its own threshold too.  GT-known has its 95 % interval.  Below 100 images no decimals are shown.
+    row for its own threshold too.  GT-known has its 95 % interval; V2 is MaxBoxAccV2.  Below 100 images no
+    decimals are shown.
 
     Args:
         summary: of `summarize`.
@@ -125,12 +126,12 @@ def tabulate_summary(summary: dict):
             row |= {key: method[key][n]["value"] for key in ("top1_loc", "top5_loc", "mean_box_iou")}
             rows.append(row | {key: method[key]["value"] for key in ("max_box_acc", "max_box_acc_v2")})
     constant = summary["constant_box"]
-    name = f"Constant box, {100 * constant['side']:.0f} %* of each side"
-    rows.append({"method": name, "gt_known": constant["gt_known"]})
+    side = f"side {100 * constant['side']:.0f} %*"
+    rows.append({"method": "Constant box", "alpha": side, "gt_known": constant["gt_known"]})
     rows.append({"method": "Whole image", "gt_known": summary["whole_image"]["gt_known"]})
     columns = {"Method": "method", "α": "alpha", "GT-known": "gt_known", "Top-1": "top1_loc"}
     columns |= {"Top-5": "top5_loc", "Box IoU": "mean_box_iou"}
-    columns |= {"MaxBoxAcc": "max_box_acc", "MaxBoxAccV2": "max_box_acc_v2"}
+    columns |= {"MaxBoxAcc": "max_box_acc", "V2": "max_box_acc_v2"}
     table = tabulate_figures(rows, columns, decimals=int(summary["images"] >= 100))
     table["GT-known"] = table["GT-known"].str.replace(" ", "\N{NO-BREAK SPACE}")
     return table
