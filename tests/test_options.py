@@ -10,7 +10,7 @@ from vlscore_lib import errors
     "options, said",
     [
         ({"maps": "keys"}, "unknown maps 'keys': choose one of activation, attention, query, key, value"),
-        ({"precision": "float16"}, "unknown precision 'float16'"),
+        ({"precision": "float64"}, "unknown precision 'float64'"),
         ({"fit": "stretch"}, "unknown fit 'stretch': choose one of squash, crop, pad"),
         ({"keep": 0}, "keep is 0: give a number of maps, or a fraction between 0 and 1"),
         ({"keep": 1.0}, "keep is 1.0"),
