@@ -32,19 +32,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import chain
 from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 import torch
 
-from vlscore_lib.boxes import boxes_of_components, warmth
+from vlscore_lib.boxes import boxes_above, warmth
 from vlscore_lib.datasets.reading import Dataset
 from vlscore_lib.datasets.voc import AnnotatedPhoto
 from vlscore_lib.encoding import PRESENT, Encoding, Localization, Scale
 from vlscore_lib.errors import VLScoreError, check_temperature, check_threshold, import_extra
 from vlscore_lib.evaluation.baselines import baseline_maps
-from vlscore_lib.evaluation.metrics import SHARES, box_iou, constant_box
+from vlscore_lib.evaluation.metrics import SHARES, best_ious, box_iou, constant_box
 from vlscore_lib.evaluation.protocol import Protocol, method_name
 from vlscore_lib.evaluation.runs import Run
 from vlscore_lib.evaluation.workers import EvaluationContext, measure_by_dask, measure_here, read_shard_images
@@ -59,7 +60,6 @@ from vlscore_lib.options import EncodingOptions
 from vlscore_lib.prompts import TEMPLATE, everyday_things, prompt_templates
 from vlscore_lib.refinement import (
     Sharpening,
-    cluster_maps,
     diffuse,
     discriminate,
     gather_evidence,
@@ -67,11 +67,11 @@ from vlscore_lib.refinement import (
     min_max,
     sharpen,
     split_instances,
-    unit_features,
     upsample,
     weighted_sum,
 )
 from vlscore_lib.selection import predict_embeddings, select_maps
+from vlscore_lib.sources import read_scales, read_source
 from vlscore_lib.store import EncodingStore, Rows
 from vlscore_lib.widgets import build_playground
 
@@ -139,36 +139,6 @@ def encode_images(model: Model, images: list, options: EncodingOptions, progress
         )
         for n, (image, source) in enumerate(zip(images, sources))
     ]
-
-
-class Source(NamedTuple):
-    """The maps of one image, and where they were read.
-
-    Attributes:
-        layer, kind: see `Encoding`.
-        maps: A (C, h, w), on the model's device.
-        scales, features: see `read_scales`; none where the encoding is not refined.
-    """
-
-    layer: str
-    kind: str
-    maps: torch.Tensor
-    scales: tuple[Scale, ...] = ()
-    features: torch.Tensor | None = None
-
-
-def read_source(model: Model, image, pixels: torch.Tensor, options: EncodingOptions) -> Source:
-    """Read the maps of one image by itself: in a batch, rounding would depend on the number of threads."""
-    layer = str(model.layers[-1] if options.layer is None else options.layer)
-    if options.refined:
-        scales, features = read_scales(model, image, options)
-        if model.is_vit:
-            layer = model.fine_layer
-        kind = "cluster" if model.is_vit else options.maps
-        return Source(layer, kind, scales[0].maps.to(model.device), scales, features)
-    (maps,) = model.feature_maps(pixels[None], options.layer, options.maps, options.pca)
-    kind = options.maps if options.pca is None else f"{options.maps}, pca={options.pca}"
-    return Source(layer, kind, maps)
 
 
 # ── Scores, weights, saliency ────────────────────────────────────────────────────────────────────
@@ -273,46 +243,6 @@ def embed_other_words(model: Model) -> torch.Tensor:
 
 # ── Refinement: the extent of an object, from larger copies of the image and a finer layer ───────
 
-SCALES = (1, 2.5, 4)  # sides of the copies that a CNN reads, in S, rounded up to whole cells
-FINE_SCALE = 2.5  # of the copy whose fine layer tells the object from the background
-VIT_SCALE = 2  # of the copy that a ViT reads
-
-
-def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Scale, ...], torch.Tensor]:
-    """Read an image at several sizes, a pass for each: an object too small for one grid may fill a finer one.
-
-    A ViT is read at one size, and its maps are clusters of its keys, see `cluster_maps`.
-
-    Returns:
-        The scales, the first of the plain method's size where it is a CNN, and the features (F, h, w)
-        of the model's ``fine_layer`` at `FINE_SCALE`, of a ViT at `VIT_SCALE`, unit vectors.
-    """
-    fine, last = (model.fine_layer, "activation"), (model.layers[-1], "activation")
-    if model.is_vit:
-        if options.layer not in (None, model.fine_layer) or options.maps != "activation":
-            raise VLScoreError("a refined ViT takes clusters of its keys for maps: leave layer and maps out")
-        wanted, sizes = [(model.fine_layer, "key"), fine], (VIT_SCALE,)
-    else:
-        layer = model.check_source(options.layer, options.maps, options.pca)
-        wanted, sizes = [(layer, options.maps), last, fine], SCALES
-    is_fast, scales = choose_precision(options.precision, model.device) == "bfloat16", []
-    for size in sizes:
-        cells = -(-model.input_size * size // model.stride)  # all of full size
-        side = model.input_size if size == 1 else int(cells) * model.stride
-        pixels = model.preprocess(image, options.fit, side)[None]
-        if size > 1:  # at size 1, the maps are plain VL-Score's, bit for bit
-            pixels = pixels.to(memory_format=torch.channels_last)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=is_fast and size > 1):
-            found = [each[0] for each in model.read_layers(pixels, wanted)]
-        if model.is_vit:
-            scales.append(Scale(cluster_maps(found[0].cpu())))
-        else:
-            kept = (found[0], model.cell_embeddings(found[1]))
-            scales.append(Scale(*(each.cpu().contiguous() for each in kept)))
-        if size in (FINE_SCALE, VIT_SCALE):
-            features = unit_features(found[-1]).cpu().contiguous()
-    return tuple(scales), features
-
 
 def refine(encoding: Encoding, w: torch.Tensor, text_embedding: torch.Tensor) -> torch.Tensor:
     """Give a saliency map the extent of the object: (S, S) in [0, 1].
@@ -366,7 +296,7 @@ def sweep_boxes(saliency, encoding: Encoding, thresholds, min_area: float = 0.00
         return [[] for _ in alphas]
     heat = heat_map(saliency, encoding.input_size).numpy()
     instances = split_instances(heat, encoding.prominence) if encoding.refined else None
-    return [boxes_of_components(heat > a * heat.max(), encoding.fit, min_area, instances) for a in alphas]
+    return boxes_above(heat, [a * heat.max() for a in alphas], encoding.fit, min_area, instances)
 
 
 # ── Localization: all of it, for one image and one prompt ────────────────────────────────────────
@@ -455,7 +385,11 @@ class Labeller:
     def __call__(self, path) -> LabelledPhoto:
         """Label a photo; raises VLScoreError if it cannot be read."""
         found = self.label_stored(path)
-        return found or self.describe(path, read_encoding(self.model, path, self.options, self.store))
+        return found or self.describe(path, self.encode(path))
+
+    def encode(self, path) -> Encoding:
+        """Encode a photo, or take its encoding from the folder that keeps them."""
+        return read_encoding(self.model, path, self.options, self.store)
 
     def label_stored(self, path) -> LabelledPhoto | None:
         """Label a photo whose encoding is kept; None for another.  Several threads may do so at a time."""
@@ -478,7 +412,7 @@ class Labeller:
         """Whether a photo shows each class, without boxes, see `judge_presence`."""
         rows = self.store.read_rows(read_content(path)) if self.store else None
         if rows is None:
-            rows = Rows.of(read_encoding(self.model, path, self.options, self.store))
+            rows = Rows.of(self.encode(path))
         return self.judge_rows(rows)
 
     def judge_rows(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -566,7 +500,8 @@ def evaluate(
         skips_bad = dataset.skips_bad
         context = EvaluationContext(model.name, protocol, list(dataset.classes), texts, skips_bad)
         if client is None:
-            measured = measure_here(partial(measure_shard, model, context), todo, skips_bad)
+            observe, record = (partial(each, model, context) for each in (observe_shard, record_photo))
+            measured = measure_here(observe, record, todo, skips_bad)
         else:
             measured = measure_by_dask(client, measure_on_worker, context, todo)
         for number, records, left_out in measured:
@@ -582,13 +517,26 @@ def evaluate(
 
 def measure_shard(model: Model, context: EvaluationContext, shard, images) -> list[dict]:
     """Measure the photos of one of `Run.shards`, whose masked images share batches -> a record for each."""
+    return [record_photo(model, context, each) for each in observe_shard(model, context, shard, images)]
+
+
+class Observation(NamedTuple):
+    """All that the model gives of a photo: its encoding, and the baselines' saliency maps of its class."""
+
+    photo: AnnotatedPhoto
+    encoding: Encoding
+    baselines: dict[str, torch.Tensor]
+
+
+def observe_shard(model: Model, context: EvaluationContext, shard, images) -> list[Observation]:
+    """Run the model on the photos of one of `Run.shards`."""
     if not shard:
         return []
     # A photo that shows several classes is there once for each, and is encoded once.
     different = {photo.path: image for (photo, _), image in zip(shard, images)}
     encodings = dict(zip(different, encode_images(model, list(different.values()), context.protocol)))
     return [
-        measure(model, photo, with_slow, different[photo.path], encodings[photo.path], context)
+        observe(model, photo, with_slow, different[photo.path], encodings[photo.path], context)
         for photo, with_slow in shard
     ]
 
@@ -626,34 +574,57 @@ def measure(
         component's box alone, and ``boxes: METHOD``, their number.  For average precision also ``photo``,
         the photo's name without a class; ``found``, `find_labels` of all classes; ``truth``, all objects.
     """
+    return record_photo(model, context, observe(model, photo, with_slow_baselines, image, encoding, context))
+
+
+def observe(
+    model: Model,
+    photo: AnnotatedPhoto,
+    with_slow_baselines: bool,
+    image,
+    encoding: Encoding,
+    context: EvaluationContext,
+) -> Observation:
+    """Run the baselines on a photo, for its class."""
+    text, plain = context.texts[context.labels.index(photo.label)], encoding.without_refinement()
+    baselines = baseline_maps(model, image, plain, context.protocol.fit, text, with_slow_baselines)
+    embed_other_words(model)  # once, before several threads ask for them
+    return Observation(photo, encoding, baselines)
+
+
+def record_photo(model: Model, context: EvaluationContext, observed: Observation) -> dict:
+    """The record of a photo, see `measure`; the model is not run."""
+    (photo, encoding, baselines), (W, H) = observed, observed.encoding.fit.size
     protocol, labels = context.protocol, context.labels
     text = context.texts[labels.index(photo.label)]
     likeliest = (context.texts @ encoding.image_embedding).topk(min(5, len(labels))).indices
     s, base = scores(encoding, text)
+    constant = [constant_box(share, (W, H)) for share in SHARES]
     record = {
         "image": photo.name,
         "label": photo.label,
-        "width": image.width,
-        "height": image.height,
+        "width": W,
+        "height": H,
         "objects": len(photo.boxes),
         "top5": [labels[n] for n in likeliest],
         "score": s.max().item(),
         "base_score": base.item(),
         "p_absent": p_absent(encoding, text, embed_other_words(model)),
         **score_absent_class(encoding, photo, context, model),
-        "constant": [box_iou([constant_box(share, image.size)], photo.boxes) for share in SHARES],
+        "constant": best_ious(constant, photo.boxes).tolist(),
     }
     plain, heats = encoding.without_refinement(), {}
-    if encoding.has_layer_maps:
-        heats = {method_name(tau): saliency(plain, text, tau) for tau in protocol.temperatures}
-    heats |= baseline_maps(model, image, plain, protocol.fit, text, with_slow_baselines)
     if protocol.refined:
-        heats = {protocol.method: saliency(encoding, text, protocol.temperature)} | heats
-    for method, heat in heats.items():
+        heats[protocol.method] = saliency(encoding, text, protocol.temperature)
+    if encoding.has_layer_maps:
+        heats |= {method_name(tau): saliency(plain, text, tau) for tau in protocol.temperatures}
+    for method, heat in (heats | baselines).items():
         is_refined = protocol.refined and method == protocol.method
         found = sweep_boxes(heat, encoding if is_refined else plain, protocol.thresholds)
-        record[f"iou: {method}"] = [box_iou(boxes, photo.boxes) for boxes in found]
-        record[f"largest: {method}"] = [box_iou(boxes[:1], photo.boxes) for boxes in found]
+        ends = np.cumsum([len(boxes) for boxes in found])
+        overlaps = np.split(best_ious([*chain(*found)], photo.boxes), ends[:-1])  # of each threshold
+        record[f"iou: {method}"] = [float(each.max(initial=0.0)) for each in overlaps]
+        record[f"largest: {method}"] = [float(each[:1].max(initial=0.0)) for each in overlaps]
         record[f"boxes: {method}"] = [len(boxes) for boxes in found]
     if protocol.average_precision:
         texts = dict(zip(labels, context.texts))
@@ -750,6 +721,7 @@ from vlscore_lib.models.registry import FAMILIES, find_family
 from vlscore_lib.options import FITS, MAPS, PRECISIONS
 from vlscore_lib.photos import find_photos
 from vlscore_lib.prompts import imagenet_classes, imagenet_label
+from vlscore_lib.refinement import cluster_maps
 from vlscore_lib.selection import mask_cells, mask_similarity
 from vlscore_lib.widgets import make_picture_slider
 

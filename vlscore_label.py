@@ -9,13 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vlscore_lib.errors import VLScoreError, check_at_least, check_choice
 from vlscore_lib.files import read_lines
 from vlscore_lib.labelling.labels import check_classes
 from vlscore_lib.options import EncodingOptions
+from vlscore_lib.pipeline import finish_behind
 from vlscore_lib.progress import Pace
+
+if TYPE_CHECKING:
+    from vlscore_lib.encoding import Encoding
+    from vlscore_lib.labelling.labels import LabelledPhoto
 
 FORMATS = ("coco", "voc", "yolo", "labelstudio")
 SHARD = 8  # photos that a worker labels at a time
@@ -157,12 +162,8 @@ def label_places(model, client, context: LabelContext, places: list[Place]):
     if client is None:
         labeller = vlscore.Labeller(model, context.classes, **context.options)
         vlscore.embed_other_words(model)  # once, before several threads ask for them
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(places), SHARD):
-                shard = places[start : start + SHARD]
-                for place, known in zip(shard, pool.map(partial(label_stored, labeller), shard)):
-                    one = [(place, False)]  # encoded here, since an encoder serves one thread at a time
-                    yield ([known], {}) if known else label_shard(labeller, one, context.skips_bad)
+        read = encode_places(labeller, places, context.skips_bad)
+        yield from finish_behind(read, partial(finish_place, labeller))
         return
     from vlscore_lib.evaluation.workers import measure_by_dask
 
@@ -171,13 +172,58 @@ def label_places(model, client, context: LabelContext, places: list[Place]):
         yield found
 
 
+class ReadPlace(NamedTuple):
+    """A photo on its way: labelled from what was kept of it, or encoded, or left out.
+
+    Attributes:
+        found: its boxes, where its encoding was kept.
+        encoding: where it was not.
+        why: a line that says why it is left out.
+    """
+
+    place: Place
+    found: LabelledPhoto | None = None
+    encoding: Encoding | None = None
+    why: str | None = None
+
+
+def encode_places(labeller, places: list[Place], skips_bad: bool):
+    """Label photos whose encodings are kept, in several threads; encode the others -> a `ReadPlace` each."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(places), SHARD):
+            shard = places[start : start + SHARD]
+            for place, known in zip(shard, pool.map(partial(label_stored, labeller), shard)):
+                try:  # encoded here, since an encoder serves one thread at a time
+                    yield ReadPlace(place, known, None if known else labeller.encode(place.path))
+                except VLScoreError as error:
+                    yield ReadPlace(place, why=leave_out(error, skips_bad))
+
+
+def finish_place(labeller, read: ReadPlace):
+    """Cut the boxes of an encoded photo -> what `label_shard` gives."""
+    if read.why:
+        return [], {read.place.name: read.why}
+    found = read.found or labeller.describe(read.place.path, read.encoding)
+    return [replace(found, place=read.place.name)], {}
+
+
 def label_stored(labeller, place: Place):
     """Label a photo whose encoding is kept; None for one that must be encoded, or cannot be read."""
     try:
-        found = labeller.label_stored(place.path)
+        return labeller.label_stored(place.path)
     except VLScoreError:
         return None
-    return found and replace(found, place=place.name)
+
+
+def leave_out(error: VLScoreError, skips_bad: bool) -> str:
+    """The line for a photo that cannot be used.
+
+    Raises:
+        VLScoreError: bad photos are not to be left out.
+    """
+    if not skips_bad:
+        raise VLScoreError(f"{error}; or leave out such photos by --skip-bad") from None
+    return str(error)
 
 
 def label_shard(labeller, shard, skips_bad: bool):
@@ -187,9 +233,7 @@ def label_shard(labeller, shard, skips_bad: bool):
         try:
             found.append(replace(labeller(place.path), place=place.name))
         except VLScoreError as error:
-            if not skips_bad:
-                raise VLScoreError(f"{error}; or leave out such photos by --skip-bad") from None
-            left_out[place.name] = str(error)
+            left_out[place.name] = leave_out(error, skips_bad)
     return found, left_out
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 import vlscore
-from vlscore_lib.boxes import boxes_of_components
+from vlscore_lib.boxes import boxes_above
 from vlscore_lib.refinement import split_instances
 
 SIDE = 20  # of the square input in these tests; a saliency map of this size is not resampled
@@ -139,9 +139,7 @@ def labelled_boxes(above, instances):
 
 @given(st.integers(3, 9), st.integers(0, 10**6), st.booleans(), st.booleans())
 @settings(derandomize=True, deadline=None, max_examples=100)
-def test_boxes_of_components_and_instances_equal_those_of_one_part_at_a_time(
-    cells, seed, is_padded, is_split
-):
+def test_boxes_of_all_thresholds_at_once_equal_those_of_one_part_at_a_time(cells, seed, is_padded, is_split):
     random = np.random.default_rng(seed)
     heat = upsample(random.random((cells, cells)) ** 2, 40)
     heat = ((heat - heat.min()) / (heat.max() - heat.min())).astype(np.float32)
@@ -151,8 +149,8 @@ def test_boxes_of_components_and_instances_equal_those_of_one_part_at_a_time(
     fit = vlscore.fit_region((40, height), "pad")
     inside = np.zeros((40, 40), bool)
     inside[top : 40 - top] = True
-    for threshold in (0.2, 0.7, *random.random(3)):
-        boxes = boxes_of_components(heat > threshold, fit, 0, instances)
+    thresholds = np.array([0.7, 0.2, 0.2, 1.0, *random.random(3)], np.float32)  # in no order, one twice
+    for threshold, boxes in zip(thresholds, boxes_above(heat, thresholds, fit, 0, instances)):
         expected = labelled_boxes((heat > threshold) & inside, instances)
         assert boxes == [(x0, y0 - top, x1, y1 - top) for x0, y0, x1, y1 in expected]
 

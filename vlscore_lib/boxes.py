@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -10,64 +12,158 @@ from vlscore_lib.images import Fit
 from vlscore_lib.masks import heat_map, make_masks
 
 
-def split_components(components: np.ndarray, count: int, peaks: np.ndarray, basins: np.ndarray):
-    """Drop components without a peak, unless all are, and split those of several along the basins.
+class Zones(NamedTuple):
+    """The n pieces that a heat map falls into when it is cut at T values, and along the basins of its peaks.
+
+    Attributes:
+        level: (n,), how many of the values each piece lies above, from 0 to T.
+        basin: (n,), the basin that each lies in; 0 where there are none.
+        has_peak: (n,) of bool, whether a peak lies in it.
+        area: (n,), in pixels.
+        first: (n,), its first pixel in reading order.
+        bounds: (4, n), its columns and rows: x0, y0, x1, y1, half-open.
+        borders: (m, 2), pairs of pieces that touch.
+    """
+
+    level: np.ndarray
+    basin: np.ndarray
+    has_peak: np.ndarray
+    area: np.ndarray
+    first: np.ndarray
+    bounds: np.ndarray
+    borders: np.ndarray
+
+
+def cut_zones(level: np.ndarray, peaks: np.ndarray, basins: np.ndarray) -> Zones:
+    """Cut what lies above the lowest value into pieces of one level and basin that are 4-connected.
 
     Args:
-        components: (S, S), labels from 1 to ``count``, 0 for none.
-        peaks, basins: (S, S), see `split_instances`.
+        level, peaks, basins: (S, S) of integers, 0 or more.
+    """
+    from skimage.measure import label
+
+    pieces = (level * (basins.max() + 1) + basins) * (level > 0)
+    zones, count = label(pieces, background=0, connectivity=1, return_num=True)
+    pixels, turned = np.flatnonzero(zones), np.flatnonzero(zones.T)
+    zone, zone_turned = zones.ravel()[pixels] - 1, zones.T.ravel()[turned] - 1
+    top, bottom, left, right = np.zeros((4, count), int)
+    # Of several values for one place NumPy keeps the last.
+    top[zone[::-1]], bottom[zone] = pixels[::-1], pixels
+    left[zone_turned[::-1]], right[zone_turned] = turned[::-1], turned
+    S = len(level)
+    return Zones(
+        level=level.ravel()[top],
+        basin=basins.ravel()[top],
+        has_peak=np.bincount(zone[peaks.ravel()[pixels] > 0], minlength=count) > 0,
+        area=np.bincount(zone, minlength=count),
+        first=top,
+        bounds=np.stack([left // S, top // S, right // S + 1, bottom // S + 1]),
+        borders=find_borders(zones, count),
+    )
+
+
+def find_borders(zones: np.ndarray, count: int) -> np.ndarray:
+    """Pairs of zones that touch, numbered from 0: (m, 2).
+
+    Args:
+        zones: (S, S), numbers from 1 to ``count``, 0 for none.
+    """
+    codes = []
+    for these, those in ((zones[1:], zones[:-1]), (zones[:, 1:], zones[:, :-1])):
+        differ = (these != those) & (these > 0) & (those > 0)
+        codes.append((these[differ] - 1) * count + those[differ] - 1)
+    return np.stack(np.divmod(np.unique(np.concatenate(codes)), count), axis=1)
+
+
+def connect_zones(zones: Zones, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find which zones make up each component above each of ``count`` values.
 
     Returns:
-        Labels and their number.
+        (k,) each: the value's number, the zone and the component, numbered over all values.
     """
-    each = basins * (count + 1) + components  # a number for each pair of a basin and a component
-    pairs = np.arange((basins.max() + 1) * (count + 1))
-    of_component = pairs % (count + 1)
-    has_peak = np.zeros(len(pairs), bool)
-    has_peak[each[peaks > 0]] = True  # a peak lies in its own basin
-    held = np.bincount(of_component[has_peak & (of_component > 0)], minlength=count + 1)
-    if not held.any():
-        return components, count
-    is_there = np.bincount(each.ravel(), minlength=len(pairs)) > 0
-    part = np.where(held[of_component] > 1, pairs, of_component)
-    kept, numbers = np.unique(part[is_there & (held[of_component] > 0)], return_inverse=True)
-    labels = np.zeros(len(pairs), np.int32)
-    labels[is_there & (held[of_component] > 0)] = numbers + 1
-    return labels[each], len(kept)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n, values = len(zones.level), np.arange(count)[:, None]
+    # A graph with a copy of each zone for every value that it lies above.
+    at, border = np.nonzero(values < zones.level[zones.borders].min(1))
+    ends = at * n + zones.borders[border].T
+    graph = coo_array((np.ones(len(at), bool), tuple(ends)), shape=(count * n, count * n))
+    _, component = connected_components(graph, directed=False)
+    at, zone = np.nonzero(values < zones.level)
+    return at, zone, component[at * n + zone]
 
 
-def boxes_of_components(
-    above: np.ndarray, fit: Fit, min_area: float, instances: tuple[np.ndarray, np.ndarray] | None
-) -> list[tuple[int, int, int, int]]:
-    """Boxes around the 4-connected components of a mask (S, S) of bool, placed back into the original.
+def split_components(zones: Zones, at, zone, component):
+    """Drop components without a peak, unless a value has no others, and split those of several by basin.
 
     Args:
+        at, zone, component: (k,), see `connect_zones`, of zones in numbered basins.
+
+    Returns:
+        (k,) each: the basin where the component is split, else 0; and whether it is kept, of bool.
+    """
+    basin = zones.basin[zone]
+    held, count = np.zeros(component.max() + 1, int), zones.basin.max() + 1
+    pairs = np.unique((component * count + basin)[zones.has_peak[zone]])  # a peak lies in its own basin
+    np.add.at(held, pairs // count, 1)
+    has_some = np.zeros(at.max() + 1, bool)
+    np.logical_or.at(has_some, at, held[component] > 0)
+    return np.where(held[component] > 1, basin, 0), (held[component] > 0) | ~has_some[at]
+
+
+def boxes_above(
+    heat: np.ndarray,
+    cuts,
+    fit: Fit,
+    min_area: float,
+    instances: tuple[np.ndarray, np.ndarray] | None = None,
+) -> list[list[tuple[int, int, int, int]]]:
+    """Boxes around the 4-connected components of what lies above each of T values, in the original image.
+
+    What lies above a value is made of whole zones, see `Zones`, so the pixels are looked at once.
+
+    Args:
+        heat: (S, S).
+        cuts: T values.
         min_area: components smaller than this share of the image are dropped.
         instances: peaks and basins, see `split_instances`; None leaves components whole.
 
     Returns:
-        (x0, y0, x1, y1), whole pixels of the original image, half-open, the largest component first.
+        For each value (x0, y0, x1, y1), whole pixels of the original image, half-open, the largest component
+        first.
     """
-    from scipy import ndimage
-
-    S = len(above)
+    S, cuts = len(heat), np.asarray(cuts, heat.dtype)
     (W, H), (rx0, ry0, rx1, ry1) = fit
     sx, sy = (rx1 - rx0) / S, (ry1 - ry0) / S  # pixels of the original to one of the input
+    order, found = np.argsort(cuts), [[] for _ in cuts]
+    level = np.searchsorted(cuts[order], heat)
     # A padded input shows more than the image: a pixel counts if its centre is inside.
     x, y = rx0 + (np.arange(S) + 0.5) * sx, ry0 + (np.arange(S) + 0.5) * sy
-    above = above & ((y > 0) & (y < H))[:, None] & (x > 0) & (x < W)
-    components, count = ndimage.label(above)
+    level *= ((y > 0) & (y < H))[:, None] & (x > 0) & (x < W)
+    if not level.any():
+        return found
+    zones = cut_zones(level, *(instances or (np.zeros_like(level),) * 2))
+    at, zone, component = connect_zones(zones, len(cuts))
+    basin, is_kept = np.zeros_like(zone), np.ones(len(zone), bool)
     if instances is not None:
-        components, count = split_components(components, count, *instances)
-    areas = np.bincount(components.ravel(), minlength=count + 1)[1:]
-    found = []
-    for (rows, columns), area in zip(ndimage.find_objects(components), areas):
-        x0, x1 = rx0 + columns.start * sx, rx0 + columns.stop * sx
-        y0, y1 = ry0 + rows.start * sy, ry0 + rows.stop * sy
-        if area * sx * sy >= min_area * W * H:
-            (x0, x1), (y0, y1) = round_to_pixels(x0, x1, W), round_to_pixels(y0, y1, H)
-            found.append((area, (x0, y0, x1, y1)))
-    return [box for _, box in sorted(found, key=lambda each: -each[0])]
+        basin, is_kept = split_components(zones, at, zone, component)
+    first = np.full(component.max() + 1, S * S)
+    np.minimum.at(first, component, zones.first[zone])
+    parts = component * (basin.max() + 1) + basin
+    _, heads, part = np.unique(parts[is_kept], return_index=True, return_inverse=True)
+    at, zone, component, basin = (each[is_kept] for each in (at, zone, component, basin))
+    low, high = np.full((2, len(heads)), S), np.zeros((2, len(heads)), int)
+    np.minimum.at(low.T, part, zones.bounds[:2, zone].T)
+    np.maximum.at(high.T, part, zones.bounds[2:, zone].T)
+    area = np.bincount(part, zones.area[zone])
+    for n in np.lexsort((first[component[heads]], basin[heads], -area)):
+        if area[n] * sx * sy >= min_area * W * H:
+            (x0, y0), (x1, y1) = low[:, n].tolist(), high[:, n].tolist()
+            x0, x1 = round_to_pixels(rx0 + x0 * sx, rx0 + x1 * sx, W)
+            y0, y1 = round_to_pixels(ry0 + y0 * sy, ry0 + y1 * sy, H)
+            found[order[at[heads[n]]]].append((x0, y0, x1, y1))
+    return found
 
 
 def round_to_pixels(low, high, size):

@@ -19,13 +19,18 @@ def box_iou(predicted, truth) -> float:
     Returns:
         A share in [0, 1]; 0 when either list is empty.
     """
+    return float(best_ious(predicted, truth).max(initial=0.0))
+
+
+def best_ious(predicted, truth) -> np.ndarray:
+    """The largest IoU of each predicted box with a true one, see `box_iou`: (n,), 0 where there is none."""
     import torch
     from torchvision.ops import box_iou as pairwise_iou
 
     if not len(predicted) or not len(truth):
-        return 0.0
+        return np.zeros(len(predicted))
     pairs = (torch.as_tensor(np.asarray(boxes, dtype=np.float64)) for boxes in (predicted, truth))
-    return pairwise_iou(*pairs).max().item()
+    return pairwise_iou(*pairs).amax(1).numpy()
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:

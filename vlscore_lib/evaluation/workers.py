@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from PIL import Image
 from vlscore_lib.errors import VLScoreError, import_extra
 from vlscore_lib.evaluation.protocol import Protocol
 from vlscore_lib.images import load_image
+from vlscore_lib.pipeline import finish_behind
 
 TRIES = 3  # of a shard, each of which ends when as many workers died of it as Dask allows, by default 4
 PATIENCE = 5  # seconds without a result, after which the number of workers is looked at
@@ -69,16 +71,29 @@ def read_shard_images(shard, skips_bad: bool) -> ReadShard:
     return read
 
 
-def measure_here(measure_shard, todo: dict, skips_bad: bool):
+def measure_here(observe, record, todo: dict, skips_bad: bool):
     """Measure shard after shard in this process -> (number, records, photos left out) of each.
 
-    A thread reads the photos of the next shard meanwhile.
+    While a shard goes through the encoder, threads read the photos of the next and measure those of the one
+    before.
 
     Args:
-        measure_shard: a function of a shard and its images -> records.
+        observe: a function of a shard and its images -> what the model gives of each photo.
+        record: a function of that -> a photo's record; the model is not run.
         todo: number -> shard.
         skips_bad: see `read_shard_images`.
     """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def finish(observed):
+            number, of_photos, left_out = observed
+            return number, list(pool.map(record, of_photos)), left_out
+
+        yield from finish_behind(observe_shards(observe, todo, skips_bad), finish)
+
+
+def observe_shards(observe, todo: dict, skips_bad: bool):
+    """Run the model on shard after shard, see `measure_here` -> (number, what it gives, photos left out)."""
     shards = list(todo.items())
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(read_shard_images, shards[0][1], skips_bad)
@@ -86,7 +101,7 @@ def measure_here(measure_shard, todo: dict, skips_bad: bool):
             read = ahead.result()
             if following:
                 ahead = reader.submit(read_shard_images, following[1], skips_bad)
-            yield number, measure_shard(read.photos, read.images), read.left_out
+            yield number, observe(read.photos, read.images), read.left_out
 
 
 def measure_by_dask(client, measure_on_worker, context: EvaluationContext, todo: dict):

@@ -1,0 +1,84 @@
+"""Sources: the maps of an image, and what refinement reads of larger copies of it and a finer layer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from vlscore_lib.encoding import Scale
+from vlscore_lib.errors import VLScoreError
+from vlscore_lib.models.base import Model
+from vlscore_lib.models.fast_encoder import choose_precision
+from vlscore_lib.options import EncodingOptions
+from vlscore_lib.refinement import cluster_maps, unit_features
+
+SCALES = (1, 2.5, 4)  # sides of the copies that a CNN reads, in S, rounded up to whole cells
+FINE_SCALE = 2.5  # of the copy whose fine layer tells the object from the background
+VIT_SCALE = 2  # of the copy that a ViT reads
+
+
+class Source(NamedTuple):
+    """The maps of one image, and where they were read.
+
+    Attributes:
+        layer, kind: see `Encoding`.
+        maps: A (C, h, w), on the model's device.
+        scales, features: see `read_scales`; none where the encoding is not refined.
+    """
+
+    layer: str
+    kind: str
+    maps: torch.Tensor
+    scales: tuple[Scale, ...] = ()
+    features: torch.Tensor | None = None
+
+
+def read_source(model: Model, image, pixels: torch.Tensor, options: EncodingOptions) -> Source:
+    """Read the maps of one image by itself: in a batch, rounding would depend on the number of threads."""
+    layer = str(model.layers[-1] if options.layer is None else options.layer)
+    if options.refined:
+        scales, features = read_scales(model, image, options)
+        if model.is_vit:
+            layer = model.fine_layer
+        kind = "cluster" if model.is_vit else options.maps
+        return Source(layer, kind, scales[0].maps.to(model.device), scales, features)
+    (maps,) = model.feature_maps(pixels[None], options.layer, options.maps, options.pca)
+    kind = options.maps if options.pca is None else f"{options.maps}, pca={options.pca}"
+    return Source(layer, kind, maps)
+
+
+def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Scale, ...], torch.Tensor]:
+    """Read an image at several sizes, a pass for each: an object too small for one grid may fill a finer one.
+
+    A ViT is read at one size, and its maps are clusters of its keys, see `cluster_maps`.
+
+    Returns:
+        The scales, the first of the plain method's size where it is a CNN, and the features (F, h, w)
+        of the model's ``fine_layer`` at `FINE_SCALE`, of a ViT at `VIT_SCALE`, unit vectors.
+    """
+    fine, last = (model.fine_layer, "activation"), (model.layers[-1], "activation")
+    if model.is_vit:
+        if options.layer not in (None, model.fine_layer) or options.maps != "activation":
+            raise VLScoreError("a refined ViT takes clusters of its keys for maps: leave layer and maps out")
+        wanted, sizes = [(model.fine_layer, "key"), fine], (VIT_SCALE,)
+    else:
+        layer = model.check_source(options.layer, options.maps, options.pca)
+        wanted, sizes = [(layer, options.maps), last, fine], SCALES
+    is_fast, scales = choose_precision(options.precision, model.device) == "bfloat16", []
+    for size in sizes:
+        cells = -(-model.input_size * size // model.stride)  # all of full size
+        side = model.input_size if size == 1 else int(cells) * model.stride
+        pixels = model.preprocess(image, options.fit, side)[None]
+        if size > 1:  # at size 1, the maps are plain VL-Score's, bit for bit
+            pixels = pixels.to(memory_format=torch.channels_last)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=is_fast and size > 1):
+            found = [each[0] for each in model.read_layers(pixels, wanted)]
+        if model.is_vit:
+            scales.append(Scale(cluster_maps(found[0].cpu())))
+        else:
+            kept = (found[0], model.cell_embeddings(found[1]))
+            scales.append(Scale(*(each.cpu().contiguous() for each in kept)))
+        if size in (FINE_SCALE, VIT_SCALE):
+            features = unit_features(found[-1]).cpu().contiguous()
+    return tuple(scales), features
