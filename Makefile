@@ -25,7 +25,7 @@ demo: $(READY)  ## find objects in five real photos: prints the boxes, writes de
 	$(BIN)/python scripts/demo.py
 
 test: $(READY) lint book  ## unit tests, the notebooks as tests, and the book builds
-	$(BIN)/python -m pytest --nbval -q --cov=vlscore --cov=vlscore_cli --cov=vlscore_label --cov=vlscore_localize --cov=vlscore_lib --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest --nbval -q -n logical --maxprocesses 4 --dist loadfile --cov=vlscore --cov=vlscore_cli --cov=vlscore_label --cov=vlscore_localize --cov=vlscore_lib --cov-report=term --cov-fail-under=90
 
 lint: $(READY)  ## ruff's checks and format, and imports that point down
 	$(BIN)/ruff check .
@@ -43,8 +43,9 @@ models: $(READY)  ## evaluate several MODELS on the data set in ROOT, and compar
 sweep: $(READY)  ## run chapter 04 over a GRID of parameters by papermill, into one table in sweep/
 	$(BIN)/python scripts/sweep.py $(GRID) --jobs $(JOBS)
 
-bench: $(READY)  ## time every method side by side and measure fidelity, into data/bench.json; about an hour
+bench: $(READY)  ## time every method side by side, fidelity and commands, into data/bench*.json; more than an hour
 	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/bench_commands.py
 
 # make notebooks MODEL=RN50
 notebooks: $(READY)  ## execute the chapters in place, a second run changes no byte; MODEL goes into each

@@ -1,4 +1,4 @@
-"""The page: choose photos, write words, see where they are.  `make app` serves it on this machine.
+"""The web app: choose photos, enter prompts, and see where the objects are.  `make app` serves it.
 
 All of the method is in `vlscore`.  What is here, and in `page`, asks and shows.  A slider or a prompt is
 answered from the `Encoding` at hand.
@@ -20,22 +20,22 @@ from page.photos import MEGABYTES, MEGAPIXELS, Photo, examples, jpeg, locks
 from page.pictures import picture_of, saliency_file, with_boxes, with_heat
 from page.words import plain, prompts_of, verdict
 
-# Streamlit would ask a server outside for this machine's address to judge a request of another origin.
+# Otherwise Streamlit asks an outside server for this machine's address to judge requests of another origin.
 net_util.get_external_ip = lambda: None
 
 
 def choose(name: str, content: bytes) -> None:
-    """Take a photo, or keep what is wrong with it to be said."""
+    """Take a photo, or keep its error to be shown."""
     take(*open_photos([(name, lambda: content)]))
 
 
 def take(photos: list[Photo], problems: list[str]) -> None:
-    """Keep photos, and what is wrong with others."""
+    """Keep photos, and the errors of others."""
     st.session_state.photos, st.session_state.problems = photos, problems
 
 
 def choose_example(name: str) -> None:
-    """Take an example and its prompt, unless there are words of one's own."""
+    """Take an example, and its prompt unless the user has written one."""
     every = examples()
     if st.session_state.prompts.strip() in {"", *(each.prompt for each in every.values())}:
         st.session_state.prompts = every[name].prompt
@@ -43,12 +43,12 @@ def choose_example(name: str) -> None:
 
 
 def choose_uploads() -> None:
-    """Take what the file dialogue gave; nothing where the files were taken away."""
+    """Take the files of the file dialogue; none if they were removed."""
     take(*open_photos([(file.name, file.getvalue) for file in st.session_state.upload]))
 
 
 def choose_folder() -> None:
-    """Take the photos of a folder below the one that the page was started with."""
+    """Take the photos of a folder inside the one that the web app was started with."""
     root, problem = root_folder(), None
     try:
         paths = find_folder(root, st.session_state.folder)
@@ -59,7 +59,7 @@ def choose_folder() -> None:
 
 
 def show_chooser() -> None:
-    """The gallery, the file dialogue, and a folder where the page was started with one."""
+    """Show the gallery, the file dialogue and, if the web app was started with a folder, a field for one."""
     with st.container(horizontal=True, gap="small"):
         for name, example in examples().items():
             with st.container(width=104, gap="small"):
@@ -80,10 +80,10 @@ def show_chooser() -> None:
 
 
 def show_result(photo: Photo, options: Options, prompts: list[str]) -> None:
-    """Everything about the prompts: rows, scores, maps on request, downloads."""
+    """Show everything about the prompts: rows, scores, maps on request, downloads."""
     model = model_of(options.model)
     with locks().ask:
-        texts = model.encode_text(prompts).cpu()  # a bad prompt is told before the long part
+        texts = model.encode_text(prompts).cpu()  # report a bad prompt before the long part
     encoding = encoding_of(photo, options)
     with locks().ask:
         asked = (options.temperature, options.threshold)
@@ -101,7 +101,7 @@ def show_result(photo: Photo, options: Options, prompts: list[str]) -> None:
 
 
 def show_row(photo: Photo, encoding: vlscore.Encoding, found: vlscore.Localization) -> None:
-    """A prompt, what became of it, and where it was found the photo with boxes and the heat map."""
+    """Show a prompt and its answer and, if present, the photo with boxes and the heat map."""
     with st.container(border=True):
         st.text(found.prompt)
         if not found.present:
@@ -115,7 +115,7 @@ def show_row(photo: Photo, encoding: vlscore.Encoding, found: vlscore.Localizati
 
 
 def show_maps(photo: Photo, encoding: vlscore.Encoding, text: torch.Tensor, temperature: float) -> None:
-    """The maps of the largest weights, of something that was found."""
+    """Show the maps with the largest weights for an object that was found."""
     weights = vlscore.weights(encoding, text, temperature)
     small = photo.shown.copy()
     small.thumbnail((240, 240))
@@ -127,7 +127,7 @@ def show_maps(photo: Photo, encoding: vlscore.Encoding, text: torch.Tensor, temp
 
 
 def show_scores(found: list[vlscore.Localization], encoding: vlscore.Encoding, texts: torch.Tensor) -> None:
-    """Bars of each prompt's cosines with the best masked photo, the whole one and an empty one."""
+    """Chart each prompt's cosines with the best masked photo, the whole photo and an empty one."""
     rows = []
     for each, whole in zip(found, (texts @ encoding.image_embedding).tolist()):
         scores = {"best masked photo": each.score, "whole photo": whole, "empty image": each.base_score}
@@ -137,7 +137,7 @@ def show_scores(found: list[vlscore.Localization], encoding: vlscore.Encoding, t
 
 
 def score_chart(scores: pd.DataFrame) -> alt.LayerChart:
-    """Bars in groups, the words of each written in a line of their own above it."""
+    """Chart bars in groups, with the words of each group on a line above it."""
     lines = ["", *scores["of"].unique()]
     group = alt.Chart(scores, height=alt.Step(18)).encode(alt.Y("words:N", sort=None, axis=None))
     bars = group.mark_bar().encode(
@@ -153,7 +153,7 @@ def score_chart(scores: pd.DataFrame) -> alt.LayerChart:
 
 
 def show_downloads(photo: Photo, encoding: vlscore.Encoding, found: list[vlscore.Localization]) -> None:
-    """The picture is drawn when it is asked for."""
+    """Offer the downloads; the picture is drawn on request."""
     facts = json.dumps(vlscore.as_facts(photo.name, photo.size, encoding.model, found))
     files = {
         "Picture (PNG)": (lambda: picture_of(photo, encoding, found), "vlscore.png", "image/png"),
@@ -166,7 +166,7 @@ def show_downloads(photo: Photo, encoding: vlscore.Encoding, found: list[vlscore
 
 
 def describe(photos: list[Photo]) -> str:
-    """What was chosen, in a line."""
+    """Describe the chosen photos in a line."""
     if not photos:
         return "Choose a photo"
     (first, *others), size = photos, photos[0].size
@@ -175,7 +175,7 @@ def describe(photos: list[Photo]) -> str:
 
 
 def ask_words(photos: list[Photo], is_ready: bool) -> tuple[str, bool]:
-    """The prompts, and whether the button was pressed; below them, where nothing moves, a single photo."""
+    """Ask for the prompts -> them, and whether the button was pressed; show a single photo below."""
     hint = "an image of a dog.\nan image of a bicycle."
     text = st.text_area("What to look for, one thing per line", key="prompts", placeholder=hint)
     pressed = st.button("Find it!", type="primary", disabled=not (photos and is_ready))
@@ -185,7 +185,7 @@ def ask_words(photos: list[Photo], is_ready: bool) -> tuple[str, bool]:
 
 
 def main() -> None:
-    """The page from top to bottom; Streamlit runs it again after every touch."""
+    """Run the web app from top to bottom; Streamlit runs it again after every action."""
     st.set_page_config("VL-Score: ask CLIP where", layout="wide")
     for name, value in {"photos": [], "problems": [], "wanted": None, "prompts": ""}.items():
         st.session_state.setdefault(name, value)

@@ -1,9 +1,9 @@
-"""VL-Score: ask a CLIP-like model *where*.
+"""VL-Score: ask a CLIP-like model *where* an object is.
 
-A model that embeds images and texts in one space never saw a box.  VL-Score (the report in
-README) still finds one: mask the image with each of the encoder's own activation maps, score every
-masked image against a prompt, keep the maps that beat an empty image, sum them into a saliency map,
-and cut boxes from it::
+A CLIP-like model embeds images and texts in one space and is trained without boxes.  VL-Score (the report in
+README) still gets boxes from it.  It masks the image with each of the encoder's own activation maps, scores
+every masked image against a prompt, keeps the maps that score above an empty image, sums them into a
+saliency map, and cuts boxes from that map::
 
     text  ─encode_text─────────────────────────────────┐
     image ─load─> pixels ─feature_maps─> maps ─masks─> embeddings ─scores─> weights ─> saliency ─> boxes
@@ -15,16 +15,13 @@ Notation, the same in all files::
     A    (C, h, w)   activation maps of one layer; A_k is one of them
     M    (C, S, S)   masks in [0, 1]: the maps upsampled to the input, each min-max normalised
     e    (C, D)      mask embeddings: unit embeddings of the masked images X ⊙ M_k
-    s    (C,)        scores: cosine of each mask embedding with the text embedding
-    s_b  ()          base score: the same of the empty image X_b
+    s    (C,)        scores: the cosine of each mask embedding with the text embedding
+    s_b  ()          base score: the cosine of the empty image X_b with the text embedding
     τ, α             temperature of the softmax over the scores; CAM threshold of the boxes
     B images, C maps, h×w cells, D dimensions of the joint space, N prompts, F features
-    boxes            (x0, y0, x1, y1) in pixels of the original image, half-open: x1 is one past the
-                     last column
+    boxes            (x0, y0, x1, y1) in pixels of the original image, half-open
 
-What the method stands on is in `vlscore_lib`, one concern in each file.  This module hands on its public
-names.
-
+The building blocks are in `vlscore_lib`, one concern in each file.  This module exports their public names.
 References: CLIP (Radford et al. 2021), Score-CAM (Wang et al. 2020), ConSE (Norouzi et al. 2014).
 """
 
@@ -79,33 +76,40 @@ from vlscore_lib.widgets import build_playground
 
 
 def encode(model: Model, image, *values, progress=iter, **options) -> Encoding:
-    """Embed an image masked by each of its maps: the slow half of VL-Score, done once for each image.
+    """Encode an image: embed it under the mask of each of its maps.
 
-    One batch of masked images is in memory at a time.  The same input gives the same output, bit
-    for bit, on one machine.
+    This is the slow half of VL-Score and needs no prompt.  Run it once for each image: `localize` then
+    answers any prompt in milliseconds.  On one machine, the same input gives bit-identical output.
 
     Args:
+        model: from `load_model`.
         image: a path or a PIL image.
-        values, options: of `EncodingOptions`, by place or by name: ``layer=None``, ``maps="activation"``,
-            ``pca=None``, ``keep=None``, ``precision="auto"``, ``batch_size=None``, ``fit="squash"``,
-            ``refined=False``.
-        progress: wraps the list of batches, e.g. `tqdm.tqdm`.
+        values: the fields of `EncodingOptions` as positional arguments, in their order.
+        options: the fields of `EncodingOptions` as keyword arguments, such as ``refined=True``.
+        progress: a function that wraps the list of batches, such as `tqdm.tqdm`.
 
     Raises:
-        VLScoreError: an image that cannot be read, an unknown layer, or an option out of range.
+        VLScoreError: the image cannot be read, the layer is unknown, or an option is out of range.
     """
     return encode_images(model, [image], EncodingOptions(*values, **options), progress)[0]
 
 
 def encode_images(model: Model, images: list, options: EncodingOptions, progress=iter) -> list[Encoding]:
-    """`encode` for several images at once, whose masked images share batches: a GPU stays full."""
+    """Encode several images in shared batches, which keeps a GPU busy; see `encode`.
+
+    Args:
+        model: from `load_model`.
+        images: paths or PIL images.
+        options: how to encode them.
+        progress: a function that wraps the list of batches.
+    """
     options.check()
     batch_size = options.batch_size or choose_batch_size(model)
     encoder = fast_encoder(model, options.precision)
     images = [load_image(image) for image in images]
     pixels = torch.stack([model.preprocess(image, options.fit) for image in images])
     if model.device.type == "cuda":
-        pixels = pixels.pin_memory()  # else the CPU would wait for the copy
+        pixels = pixels.pin_memory()  # otherwise the CPU would wait for the copy
     pixels = pixels.to(model.device, non_blocking=True)
     sources = [read_source(model, image, each, options) for image, each in zip(images, pixels)]
     maps = torch.stack([source.maps for source in sources])  # (N, C, h, w)
@@ -145,13 +149,11 @@ def encode_images(model: Model, images: list, options: EncodingOptions, progress
 
 
 def scores(encoding: Encoding, text_embedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines of a text with each masked image and with the empty one.
+    """Compute the scores s (C,) of a text and its base score s_b (): cosines in [-1, 1], float32.
 
     Args:
-        text_embedding: (D,), of any length.
-
-    Returns:
-        s (K,) and s_b (), float32 in [-1, 1].
+        encoding: the encoded image.
+        text_embedding: (D,), of any norm.
     """
     text = unit(text_embedding.cpu())
     # Row by row in the same order, so that equal embeddings have equal scores.
@@ -160,15 +162,17 @@ def scores(encoding: Encoding, text_embedding: torch.Tensor) -> tuple[torch.Tens
 
 
 def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float = 1.0):
-    """The share of each map in the saliency map: w (K,), summing to 1, or None if all are capped.
+    r"""Compute the weights w (C,) of the maps for a text, or None if no map scores above the base score.
 
-    w = softmax(s / τ) over the maps with s_k > s_b, 0 elsewhere (report, section "Combine
-    Image-Text Models and Saliency Methods").  The base score is a cap; it is not subtracted, which
-    would change nothing in a softmax.
+    .. math:: w_k = \exp(s_k/\tau) / \sum_{s_j > s_b} \exp(s_j/\tau) \text{ if } s_k > s_b, \text{ else } 0
+
+    The base score :math:`s_b` is a floor.  The report (section "Combine Image-Text Models and Saliency
+    Methods") calls it a cap.  It is not subtracted: that would change nothing in a softmax.
 
     Args:
-        text_embedding: (D,).
-        temperature: τ > 0; 1 is the released code, `encoding.temperature` the model's own.
+        encoding: the encoded image.
+        text_embedding: (D,), of any norm.
+        temperature: τ > 0; 1, as in the released code, by default; `localize` takes ``encoding.temperature``.
     """
     check_temperature(temperature)
     s, base = scores(encoding, text_embedding)
@@ -181,13 +185,15 @@ def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float
 
 
 def saliency(encoding: Encoding, text_embedding: torch.Tensor, temperature: float = 1.0):
-    """S = relu(Σ_k w_k A_k), (h, w), of the raw maps; None when the object is absent.
+    r"""Compute the saliency map of a text: (h, w), 0 or more; None if no map scores above the base score.
 
-    Where the encoding was made ``refined``, it is refined: see `refine`.
+    It is :math:`\mathrm{relu}(\sum_k w_k A_k)`, with the `weights` :math:`w` and the raw maps :math:`A`.  If
+    the encoding was made with ``refined=True``, it is refined, and (S, S) in [0, 1], see `refine`.
 
     Args:
-        text_embedding: (D,).
-        temperature: τ > 0, see `weights`.
+        encoding: the encoded image.
+        text_embedding: (D,), of any norm.
+        temperature: τ > 0, 1 by default, see `weights`; `localize` takes ``encoding.temperature``.
     """
     w = weights(encoding, text_embedding, temperature)
     if w is None:
@@ -201,35 +207,39 @@ def saliency(encoding: Encoding, text_embedding: torch.Tensor, temperature: floa
 
 
 def p_absent(encoding: Encoding, text_embedding: torch.Tensor, others: torch.Tensor) -> float:
-    """How likely a text of something that is not there would fit the image as well as this one.
+    """Compute a p-value, in (0, 1], for the hypothesis that the image does not show what a text names.
 
-    A text fits as its best masked image and the whole image agree with it, max_k s_k of the maps that
-    went through the encoder plus the whole image's cosine. With m of the N other texts above this one, p
-    = (1 + m) / (1 + N), as in a permutation test (Phipson and Smyth 2010): a text for what is not there,
-    as little as the others are, gets p ≤ 0.05 in one image of twenty, whatever the model.
+    A text's fit is its highest score, of the maps that went through the encoder, plus its cosine with the
+    whole image.  If m of N other texts fit better, :math:`p = (1 + m) / (1 + N)`, as in a permutation test
+    (Phipson and Smyth 2010).  For an absent thing, p ≤ 0.05 in at most 5 % of the images, but only on average
+    over texts that are exchangeable with the others.  A given word rarely is: "candle" got p ≤ 0.05 on 30 %
+    of the hand-boxed photos without a candle.
 
     Args:
-        text_embedding: (D,).
-        others: (N, D), see `embed_other_words`.
-
-    Returns:
-        p in (0, 1].
+        encoding: the encoded image.
+        text_embedding: (D,), of any norm.
+        others: (N, D), embeddings of the other texts, see `embed_other_words`.
     """
     return judge_presence(encoding, text_embedding[None], others)[0][0].item()
 
 
 def judge_presence(encoding: Encoding | Rows, texts: torch.Tensor, others: torch.Tensor):
-    """Judge for texts (M, D) whether each is shown, against N other texts (N, D).
+    """Judge for several texts at once whether an image shows what they name.
+
+    Args:
+        encoding: the encoded image.
+        texts: (M, D), embeddings of the texts to judge.
+        others: (N, D), embeddings of the texts to compare with, see `embed_other_words`.
 
     Returns:
-        `p_absent` of each (M,), and how sure the model is, (M,) in [0, 1]: the normal distribution of how far
-        the text's fit lies above the mean of the others' fits, in their standard deviations.
+        `p_absent` of each text, (M,), and the model's confidence, (M,) in [0, 1].  It is Φ(z) if the text's
+        fit lies z standard deviations above the mean fit of the other texts.
     """
     every = unit(torch.cat([texts, others]).cpu())  # (M + N, D)
     rows = encoding if isinstance(encoding, Rows) else Rows.of(encoding)
     fits = (rows.mask_embeddings @ every.T).amax(0) + rows.image_embedding @ every.T
     fits, of_others = fits[: len(texts), None], fits[len(texts) :]
-    same = 1e-6  # a text is not above itself, however it was rounded
+    same = 1e-6  # rounding must not put a text above itself
     p = (1 + (of_others > fits + same).sum(1)).double() / (1 + len(others))
     far = (fits[:, 0] - of_others.mean()) / of_others.std()
     return p, torch.special.ndtr(far)
@@ -237,7 +247,11 @@ def judge_presence(encoding: Encoding | Rows, texts: torch.Tensor, others: torch
 
 @cached_by_model
 def embed_other_words(model: Model) -> torch.Tensor:
-    """Embed prompts for the things that a text is compared with in `p_absent`: (N, D), on the CPU."""
+    """Embed the prompts that `p_absent` compares a text with: (N, D), unit, on the CPU.
+
+    Args:
+        model: its ``other_words`` are the words, or COCO's 80 everyday things if it has none.
+    """
     return model.encode_text([TEMPLATE.format(word) for word in model.other_words or everyday_things()]).cpu()
 
 
@@ -245,14 +259,15 @@ def embed_other_words(model: Model) -> torch.Tensor:
 
 
 def refine(encoding: Encoding, w: torch.Tensor, text_embedding: torch.Tensor) -> torch.Tensor:
-    """Give a saliency map the extent of the object: (S, S) in [0, 1].
+    """Sum the weighted maps into a saliency map (S, S) in [0, 1] that follows the extent of the object.
 
-    Of a CNN, `locate_seed` says which cells are likely the object's, and `sharpen` fits it to a finer layer.
-    Of a ViT, each region's weight is spread over its area, then over what resembles it, see `diffuse`.
+    For a CNN, `locate_seed` estimates which cells belong to the object, and `sharpen` fits this to a finer
+    layer.  For a ViT, each region's weight is spread over its area, then over similar cells (`diffuse`).
 
     Args:
+        encoding: made with ``refined=True``.
         w: (C,), see `weights`.
-        text_embedding: (D,).
+        text_embedding: (D,), of any norm.
     """
     scales, features = encoding.scales, encoding.features
     if encoding.family == "vit":
@@ -275,20 +290,27 @@ def find_boxes(
     """Cut boxes around the components of a saliency map above the CAM threshold.
 
     Args:
-        saliency: S (h, w), or None.
-        threshold: α in (0, 1), a share of the maximum; `encoding.threshold` by default.
-        min_area: components smaller than this share of the image are dropped.
+        saliency: (h, w), see `saliency`; None gives no boxes.
+        encoding: the encoded image.
+        threshold: α in (0, 1), a share of the map's maximum; None means the model's, ``encoding.threshold``.
+        min_area: components smaller than this share of the image's area are dropped.
 
     Returns:
-        A box around each 4-connected component, the largest first: (x0, y0, x1, y1), whole pixels of the
-        original image, half-open.  Where the encoding is refined, a component of several peaks gives a
-        box for each peak, and one without a peak gives none, see `split_instances`.
+        A box (x0, y0, x1, y1) around each 4-connected component, the largest first, in whole pixels of the
+        original image, half-open.  If refined, each peak has a box of its own, see `split_instances`.
     """
     return sweep_boxes(saliency, encoding, [threshold], min_area)[0]
 
 
 def sweep_boxes(saliency, encoding: Encoding, thresholds, min_area: float = 0.001) -> list[list[tuple]]:
-    """The boxes of `find_boxes` at several CAM thresholds, for one upsampling of the saliency map."""
+    """Cut the boxes of `find_boxes` at several CAM thresholds, upsampling the saliency map only once.
+
+    Args:
+        saliency: (h, w), see `saliency`; None gives no boxes.
+        encoding: the encoded image.
+        thresholds: values of α in (0, 1); None among them means ``encoding.threshold``.
+        min_area: see `find_boxes`.
+    """
     alphas = [encoding.threshold if each is None else each for each in thresholds]
     for alpha in alphas:
         check_threshold(alpha)
@@ -310,16 +332,18 @@ def localize(
     threshold: float | None = None,
     **options,
 ) -> Localization:
-    """Find what a prompt names in an image.
+    """Find in an image what a prompt names.
 
     Args:
-        image: a path, a PIL image, or an `Encoding` of this model made before.
-        prompt: e.g. ``"an image of a cat."``
-        temperature, threshold: τ and α; the model's own by default.
-        options: passed to `encode`.
+        model: from `load_model`.
+        image: a path, a PIL image, or an `Encoding` that this model made.
+        prompt: such as ``"an image of a cat."``
+        temperature: τ > 0; None means the model's own, ``encoding.temperature``.
+        threshold: α in (0, 1); None means the model's own, ``encoding.threshold``.
+        options: the fields of `EncodingOptions`; not used if ``image`` is an `Encoding`.
 
     Raises:
-        VLScoreError: see `encode`, `Model.encode_text`, `weights` and `find_boxes`.
+        VLScoreError: the image cannot be read, the prompt cannot be embedded, or an option is out of range.
     """
     text = model.encode_text([prompt])[0]
     encoding = image if isinstance(image, Encoding) else encode(model, image, **options)
@@ -343,10 +367,25 @@ def localize(
 
 
 class Labeller:
-    """Finds things of several classes in photos, one photo after the other.
+    """Find the objects of several classes in photos, one photo at a time.
 
-    A class whose `p_absent` is above `PRESENT` is left out.  A box's score is how sure the model is of the
-    class, see `judge_presence`, times the highest value of the heat map in the box, as a share of the map's.
+    Call a labeller with a photo's path to get its `LabelledPhoto`.  A class whose `p_absent` is above
+    `PRESENT` is left out.  A box's score is the model's confidence in the class, see `judge_presence`, times
+    the highest value of the heat map in the box, as a share of the map's maximum.
+
+    Args:
+        model: from `load_model`.
+        classes: names of classes; or a dict from class to its names, whose embeddings are averaged.
+        templates: prompts with ``{}`` where the name goes.
+        encodings: a folder that keeps each photo's encoding for later calls; None keeps none.
+        encodings_limit: the largest size of that folder in GB, see `EncodingStore`; None sets no limit.
+        temperature: τ > 0; None means the model's own.
+        threshold: α in (0, 1); None means the model's own.
+        min_score: boxes with a lower score are left out.
+        options: the fields of `EncodingOptions`; ``refined`` is True by default.
+
+    Raises:
+        VLScoreError: a class is named twice, an option is out of range, or a photo cannot be read.
     """
 
     def __init__(
@@ -361,20 +400,6 @@ class Labeller:
         min_score: float = 0.0,
         **options,
     ):
-        """
-        Args:
-            classes: their names; or class -> its names, whose embeddings are averaged, see
-                `class_embedding`.
-            templates: prompts with ``{}`` where the name goes.
-            encodings: a folder that keeps each photo's encoding, so that it is encoded once for all words.
-            encodings_limit: of that folder in GB, see `EncodingStore`; none by default.
-            temperature, threshold: τ and α; the model's own by default.
-            min_score: boxes of a lower score are left out.
-            options: of `EncodingOptions`; ``refined`` by default.
-
-        Raises:
-            VLScoreError: a class that is named twice, or an option out of range.
-        """
         self.model, self.options = model, EncodingOptions(**{"refined": True} | options)
         self.options.check()
         self.temperature, self.threshold, self.min_score = temperature, threshold, min_score
@@ -383,16 +408,16 @@ class Labeller:
         self.texts = dict(zip(names, class_embeddings(model, names.values(), templates)))
 
     def __call__(self, path) -> LabelledPhoto:
-        """Label a photo; raises VLScoreError if it cannot be read."""
+        """Label a photo, from its stored encoding if there is one."""
         found = self.label_stored(path)
         return found or self.describe(path, self.encode(path))
 
     def encode(self, path) -> Encoding:
-        """Encode a photo, or take its encoding from the folder that keeps them."""
+        """Encode a photo, or read its encoding from the folder that keeps them."""
         return read_encoding(self.model, path, self.options, self.store)
 
     def label_stored(self, path) -> LabelledPhoto | None:
-        """Label a photo whose encoding is kept; None for another.  Several threads may do so at a time."""
+        """Label a photo whose encoding is stored, or return None.  Several threads may call this at once."""
         content = read_content(path)
         rows = self.store.read_rows(content) if self.store else None
         if rows is None:
@@ -403,20 +428,20 @@ class Labeller:
         return encoding and self.describe(path, encoding)
 
     def describe(self, path, encoding: Encoding) -> LabelledPhoto:
-        """The boxes of all classes in a photo's encoding."""
+        """Find the boxes of all classes in the encoding of the photo at a path."""
         found = find_labels(self.model, encoding, self.texts, self.temperature, self.threshold)
         boxes = [each for each in found if each.score >= self.min_score]
         return LabelledPhoto(str(path), encoding.fit.size, boxes)
 
     def judge(self, path) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whether a photo shows each class, without boxes, see `judge_presence`."""
+        """Judge whether a photo shows each class, without finding boxes, see `judge_presence`."""
         rows = self.store.read_rows(read_content(path)) if self.store else None
         if rows is None:
             rows = Rows.of(self.encode(path))
         return self.judge_rows(rows)
 
     def judge_rows(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-        """`judge_presence` of all classes."""
+        """Judge whether a photo shows each class, from the embeddings in its stored encoding."""
         return judge_presence(rows, torch.stack(list(self.texts.values())), embed_other_words(self.model))
 
 
@@ -427,11 +452,14 @@ def find_labels(
     temperature: float | None = None,
     threshold: float | None = None,
 ) -> list[LabelledBox]:
-    """The boxes of all classes in an encoding, see `Labeller`.
+    """Find the boxes of several classes in an encoded image, see `Labeller`.
 
     Args:
-        texts: class -> its embedding (D,).
-        temperature, threshold: τ and α; the encoding's own by default.
+        model: the model that made the encoding.
+        encoding: the encoded image.
+        texts: a dict from class to its embedding (D,).
+        temperature: τ > 0; None means ``encoding.temperature``.
+        threshold: α in (0, 1); None means ``encoding.threshold``.
     """
     p, sure = judge_presence(encoding, torch.stack(list(texts.values())), embed_other_words(model))
     tau = encoding.temperature if temperature is None else temperature
@@ -445,12 +473,26 @@ def find_labels(
 
 
 def label(model: Model, paths, classes, **options):
-    """Label photos, see `Labeller`, whose arguments the options are -> a `LabelledPhoto` of each, in turn."""
+    """Label photos one after the other: an iterator over a `LabelledPhoto` for each path.
+
+    Args:
+        model: from `load_model`.
+        paths: the photos' paths.
+        classes: see `Labeller`.
+        options: further arguments of `Labeller`.
+    """
     return map(Labeller(model, classes, **options), paths)
 
 
 def read_encoding(model: Model, path, options: EncodingOptions, store: EncodingStore | None) -> Encoding:
-    """Encode a photo, or take its encoding from a store."""
+    """Read a photo's encoding from a store, or encode the photo and store the encoding.
+
+    Args:
+        model: from `load_model`.
+        path: the photo's path.
+        options: how to encode it.
+        store: an `EncodingStore` of the same model and options; None stores nothing.
+    """
     if store is None:
         return encode_images(model, [path], options)[0]
     content = read_content(path)
@@ -469,23 +511,22 @@ def evaluate(
     progress=lambda count, measured=True: None,
     **options,
 ):
-    """Measure a model on a data set: a record for each image, and a summary of them.
+    """Measure a model on a data set: a pandas DataFrame of records, one row for each photo, see `measure`.
 
     Args:
-        out: a folder for ``part-*.parquet``, ``run.json`` and ``summary.json``; None keeps nothing.
-        resume: go on with the run in ``out`` that was stopped; its shards are not measured again.
+        model: from `load_model`.
+        dataset: from `read_dataset`.
+        out: a folder for ``part-*.parquet``, ``run.json`` and ``summary.json``; None writes nothing.
+        resume: continue the run in ``out``; its finished shards are not measured again.
         client: a `dask.distributed.Client`, whose workers each load the model once; None measures here.
-        progress: called with the number of photos of each shard, and at first with those measured before.
-        options: of the `Protocol`.
-
-    Returns:
-        A pandas DataFrame, see `measure`, in the order of the data set's photos.
+        progress: called with the number of photos of each shard; ``measured=False`` if measured before.
+        options: the fields of `Protocol`.
 
     Raises:
-        VLScoreError: an option out of range, or a folder that holds another run.
+        VLScoreError: an option is out of range, or the folder holds another run.
     """
     pandas = import_extra("pandas", "evaluation")
-    import_extra("pyarrow", "evaluation")  # what is missing is told before hours of work
+    import_extra("pyarrow", "evaluation")  # report a missing package before hours of work
     import_extra("pytorch_grad_cam", "evaluation")
     protocol = Protocol(**options).resolve(model)
     if protocol.average_precision is None:
@@ -516,12 +557,19 @@ def evaluate(
 
 
 def measure_shard(model: Model, context: EvaluationContext, shard, images) -> list[dict]:
-    """Measure the photos of one of `Run.shards`, whose masked images share batches -> a record for each."""
+    """Measure the photos of a shard in shared batches, and return a record for each, see `measure`.
+
+    Args:
+        model: from `load_model`.
+        context: the protocol, the classes and their embeddings.
+        shard: one of the ``shards`` of a `Run`.
+        images: the PIL image of each photo.
+    """
     return [record_photo(model, context, each) for each in observe_shard(model, context, shard, images)]
 
 
 class Observation(NamedTuple):
-    """All that the model gives of a photo: its encoding, and the baselines' saliency maps of its class."""
+    """What the model computes for a photo: its encoding, and the baselines' saliency maps of its class."""
 
     photo: AnnotatedPhoto
     encoding: Encoding
@@ -529,10 +577,10 @@ class Observation(NamedTuple):
 
 
 def observe_shard(model: Model, context: EvaluationContext, shard, images) -> list[Observation]:
-    """Run the model on the photos of one of `Run.shards`."""
+    """Run the model on the photos of a shard."""
     if not shard:
         return []
-    # A photo that shows several classes is there once for each, and is encoded once.
+    # A photo of several classes is listed once for each, but encoded once.
     different = {photo.path: image for (photo, _), image in zip(shard, images)}
     encodings = dict(zip(different, encode_images(model, list(different.values()), context.protocol)))
     return [
@@ -542,7 +590,7 @@ def observe_shard(model: Model, context: EvaluationContext, shard, images) -> li
 
 
 def measure_on_worker(context: EvaluationContext, shard) -> tuple[list[dict], dict[str, str]]:
-    """What a Dask worker runs: `measure_shard`, with the model that it loaded once; and photos left out."""
+    """Measure a shard on a Dask worker -> its records, and the photos that were left out."""
     read = read_shard_images(shard, context.skips_bad)
     model = load_worker_model(context.model)
     return measure_shard(model, context, read.photos, read.images), read.left_out
@@ -550,7 +598,7 @@ def measure_on_worker(context: EvaluationContext, shard) -> tuple[list[dict], di
 
 @lru_cache(1)
 def load_worker_model(name: str) -> Model:
-    """The model of a worker process, kept from one shard to the next."""
+    """Load the model of a worker process, once for all its shards."""
     return load_model(name)
 
 
@@ -562,17 +610,15 @@ def measure(
     encoding: Encoding,
     context: EvaluationContext,
 ) -> dict:
-    """Measure one photo, from its encoding.
+    """Measure one photo, and return its record: a dict, whose keys are listed in the API page "Evaluation".
 
-    Returns:
-        A record: ``image``, ``label``, ``width``, ``height``; ``objects``, the number of ground-truth
-        boxes; ``top5``, the likeliest classes of the unmasked image; ``score`` and ``base_score`` of the
-        label, ``absent_label``, ``absent_score`` and ``absent_base_score`` of a class that is not there;
-        ``p_absent`` and ``absent_p`` of both;
-        ``constant``, the IoU of constant boxes of the sides `SHARES`; and for each method, a list over the
-        thresholds of ``iou: METHOD``, the box IoU, ``largest: METHOD``, the same of the largest
-        component's box alone, and ``boxes: METHOD``, their number.  For average precision also ``photo``,
-        the photo's name without a class; ``found``, `find_labels` of all classes; ``truth``, all objects.
+    Args:
+        model: from `load_model`.
+        photo: with its ground truth.
+        with_slow_baselines: whether to run Score-CAM and gScoreCAM as well.
+        image: the photo's PIL image.
+        encoding: the encoded photo.
+        context: the protocol, the classes and their embeddings.
     """
     return record_photo(model, context, observe(model, photo, with_slow_baselines, image, encoding, context))
 
@@ -593,7 +639,7 @@ def observe(
 
 
 def record_photo(model: Model, context: EvaluationContext, observed: Observation) -> dict:
-    """The record of a photo, see `measure`; the model is not run."""
+    """Make the record of a photo, see `measure`, without running the model."""
     (photo, encoding, baselines), (W, H) = observed, observed.encoding.fit.size
     protocol, labels = context.protocol, context.labels
     text = context.texts[labels.index(photo.label)]
@@ -640,7 +686,7 @@ def record_photo(model: Model, context: EvaluationContext, observed: Observation
 def score_absent_class(
     encoding: Encoding, photo: AnnotatedPhoto, context: EvaluationContext, model: Model
 ) -> dict:
-    """The scores of a class that the photo does not show, drawn by the photo's name and the seed."""
+    """Score a class that the photo does not show, drawn at random by the photo's name and the seed."""
     shown = {label for label, _ in photo.objects}
     others = [label for label in context.labels if label not in shown]
     keys = ("absent_score", "absent_base_score", "absent_p")
@@ -658,17 +704,18 @@ def score_absent_class(
 
 
 def playground(model: Model, image=None, prompt: str = TEMPLATE.format("cat"), keep: int | None = 128):
-    """Widgets to try VL-Score with: own photo, words, layer, kind of maps, τ and α; see `build_playground`.
+    """Build notebook widgets to try VL-Score: photo, prompt, layer, kind of maps, τ and α.
 
     Args:
-        image: a path or a PIL image to begin with; none waits for an upload.
+        model: from `load_model`.
+        image: a path or a PIL image to start with; None waits for an upload.
+        prompt: the prompt to start with.
         keep: how many maps go through the encoder, see `select_maps`.
     """
     return build_playground(model, partial(encode, model, keep=keep), partial(localize, model), image, prompt)
 
 
 # ── Public names: those above, and those of the rooms below that are handed on ───────────────────
-
 
 from vlscore_lib import __version__, scenes
 from vlscore_lib.boxes import find_box_at, find_peak, mass_in_boxes

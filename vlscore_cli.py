@@ -33,7 +33,7 @@ from vlscore_localize import add_localize_options, check_numbers, encoding_optio
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are told in one line."""
+    """A parser that reports errors in one line."""
 
     def error(self, message):
         raise VLScoreError(f"{message} (see `{self.prog} --help`)")
@@ -44,7 +44,7 @@ def parse_keep(text: str) -> int | float:
     try:
         return int(text) if text.lstrip("+-").isdigit() else float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:
@@ -52,7 +52,7 @@ def parse_numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(each) for each in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers like 0.1,1") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.1,1") from None
 
 
 def build_parser() -> Parser:
@@ -60,18 +60,18 @@ def build_parser() -> Parser:
     parser = Parser("vlscore", description="Find what a text names in an image, by VL-Score.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    command = commands.add_parser("localize", help="boxes for one or more images and texts")
+    command = commands.add_parser("localize", help="find what texts name in one or more images")
     add_localize_options(command.add_argument, add_encoding_options)
     add_evaluate_options(
         commands.add_parser("evaluate", help="measure a model on a data set with boxes").add_argument
     )
     add = commands.add_parser("compare", help="compare two runs of evaluate on the same images").add_argument
-    add("first", metavar="RUN_A", help="the folder of a run")
-    add("second", metavar="RUN_B", help="another")
+    add("first", metavar="RUN_A", help="folder of a run of evaluate")
+    add("second", metavar="RUN_B", help="folder of another run")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     for name, add_options, help in (
-        ("label", add_label_options, "boxes of several classes for all photos of a folder"),
-        ("search", add_search_options, "the photos of a folder that show a thing, the surest first"),
+        ("label", add_label_options, "find the objects of several classes in all photos of a folder"),
+        ("search", add_search_options, "rank the photos of a folder by how surely they show a thing"),
     ):
         command = commands.add_parser(name, help=help)
         add_options(command.add_argument, add_encoding_options)
@@ -79,73 +79,108 @@ def build_parser() -> Parser:
     add = commands.add_parser(
         "models", help="list the models and whether they can be loaded here"
     ).add_argument
-    add("family", metavar="FAMILY", nargs="?", help="own (default), open_clip, hf")
-    add("word", metavar="WORD", nargs="?", default="", help="only names that hold it")
+    add("family", metavar="FAMILY", nargs="?", help="own (default), open_clip or hf")
+    add("word", metavar="WORD", nargs="?", default="", help="list only names that contain this word")
     return parser
 
 
 def add_encoding_options(add) -> None:
-    """The options of model and encoding that `localize` and `evaluate` share."""
-    add("--model", default="auto", metavar="M", help="a name of `vlscore models` or a checkpoint's path")
-    add("--layer", metavar="L", help="where the maps are read (default: the model's last layer)")
-    add("--maps", default="activation", metavar="KIND", help=", ".join(MAPS))
-    add("--pca", type=int, metavar="N", help="N principal components of query, key or value maps")
+    """Add the options of model and encoding, which all these commands share."""
+    add(
+        "--model",
+        default="auto",
+        metavar="M",
+        help="a name listed by `vlscore models`, or the path of a checkpoint",
+    )
+    add("--layer", metavar="L", help="layer whose maps are read (default: the model's last layer)")
+    add(
+        "--maps",
+        default="activation",
+        metavar="KIND",
+        help=f"kind of maps: {', '.join(MAPS)} (default: %(default)s)",
+    )
+    add("--pca", type=int, metavar="N", help="take N principal components of the query, key or value maps")
     add(
         "--keep",
         type=parse_keep,
         metavar="N",
-        help="encode N maps, or a share of their energy (default: all)",
+        help="encode N maps, or a share of their variance such as 0.9 (default: all; label, search: 64)",
     )
-    add("--temperature", type=float, metavar="T", help="of the softmax over the maps (default: the model's)")
-    add("--threshold", type=float, metavar="A", help="CAM threshold, between 0 and 1 (default: the model's)")
-    add("--refined", action="store_true", help="refine maps and boxes by a finer layer and larger copies")
-    add("--fit", default="squash", metavar="F", help=", ".join(FITS))
-    add("--precision", default="auto", metavar="P", help=", ".join(PRECISIONS))
+    add(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="temperature of the softmax over the maps (default: the model's)",
+    )
+    add("--threshold", type=float, metavar="A", help="CAM threshold between 0 and 1 (default: the model's)")
+    add(
+        "--refined",
+        action="store_true",
+        help="refine maps and boxes with a finer layer and larger copies of the image",
+    )
+    add(
+        "--fit",
+        default="squash",
+        metavar="F",
+        help=f"how images become square: {', '.join(FITS)} (default: %(default)s)",
+    )
+    add(
+        "--precision",
+        default="auto",
+        metavar="P",
+        help=f"precision: {', '.join(PRECISIONS)} (default: %(default)s)",
+    )
 
 
 def add_evaluate_options(add) -> None:
-    """The options of `evaluate`."""
-    add("root", metavar="ROOT", help="the data set's folder; its layout is found by looking")
-    add("--out", required=True, metavar="DIR", help="for part-*.parquet, run.json and summary.json")
-    add("--resume", action="store_true", help="go on with the run in DIR that was stopped")
+    """Add the options of `evaluate`."""
+    add("root", metavar="ROOT", help="folder of the data set; its layout is recognized automatically")
+    add("--out", required=True, metavar="DIR", help="folder for part-*.parquet, run.json and summary.json")
+    add("--resume", action="store_true", help="continue the run in DIR that was stopped")
     add_encoding_options(add)
     add(
         "--temperatures",
         type=parse_numbers,
         default=Protocol.temperatures,
         metavar="T,T",
-        help="of the sweep",
+        help="further values of τ to measure",
     )
-    add("--thresholds", type=parse_numbers, default=Protocol.thresholds, metavar="A,A", help="of the sweep")
-    add("--names", default="imagenet", metavar="N", help="of ImageNet's classes: imagenet (synonyms), clip")
-    add("--templates", default="report", metavar="N", help="report (one prompt), clip (80 prompts)")
+    add(
+        "--thresholds",
+        type=parse_numbers,
+        default=Protocol.thresholds,
+        metavar="A,A",
+        help="further values of α to measure",
+    )
+    add("--names", default="imagenet", metavar="N", help="ImageNet's names: imagenet (all synonyms) or clip")
+    add("--templates", default="report", metavar="N", help="prompts: report (one) or clip (80)")
     add(
         "--average-precision",
         action=argparse.BooleanOptionalAction,
-        help="of labels of all classes (default: for COCO, YOLO and VOC folders)",
+        help="measure average precision over all classes (default: for COCO, YOLO and VOC folders)",
     )
     add(
         "--slow-baselines",
         type=int,
         default=0,
         metavar="N",
-        help="Score-CAM and gScoreCAM on the first N photos",
+        help="run Score-CAM and gScoreCAM, too, on the first N photos",
     )
-    add("--layout", metavar="L", help=", ".join(LAYOUTS))
-    add("--boxes", metavar="DIR", help="the folder of the XML files, or COCO's JSON, if not found by itself")
-    add("--classes", metavar="FILE", help="names for the prompts, a line 'label: name, name' for each class")
-    add("--limit", type=int, metavar="N", help="at most N photos")
-    add("--first", type=int, metavar="N", help="the first N photos of the data set")
-    add("--ids", metavar="FILE", help="only the photos that the file names, one a line")
-    add("--sample", type=int, metavar="N", help="N photos at random")
-    add("--seed", type=int, default=0, metavar="N", help="of the sample and of the absent classes")
-    add("--blacklist", metavar="FILE", help="leave out the photos that the file names or numbers")
+    add("--layout", metavar="L", help=f"layout of the data set: {', '.join(LAYOUTS)}")
+    add("--boxes", metavar="DIR", help="folder of XML files, or COCO's JSON file (default: look for it)")
+    add("--classes", metavar="FILE", help="names for prompts: a line 'label: name, name' for each class")
+    add("--limit", type=int, metavar="N", help="measure at most N photos")
+    add("--first", type=int, metavar="N", help="take the first N photos of the data set")
+    add("--ids", metavar="FILE", help="take only the photos named in this file, one in each line")
+    add("--sample", type=int, metavar="N", help="take N photos at random")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the sample and of the absent classes")
+    add("--blacklist", metavar="FILE", help="leave out the photos that this file names or numbers")
     add("--skip-bad", action="store_true", help="leave out photos that cannot be used, and list them")
     add_cluster_options(add)
 
 
 def folder_options(options) -> dict:
-    """The same for the commands on folders, which refine unless told otherwise."""
+    """Return the same for the commands on folders, which refine by default."""
     if options.refined and options.plain:
         raise VLScoreError("--refined and --plain contradict each other: leave one out")
     return encoding_options(options) | {"refined": not options.plain}
@@ -187,7 +222,7 @@ def dataset_options(options) -> dict:
 
 
 def run_evaluate(options) -> None:
-    """Measure, and print layout and table; a run that is stopped goes on by --resume."""
+    """Measure a model, and print the layout and a table; --resume continues a stopped run."""
     check_numbers(options)
     import vlscore
     from vlscore_lib.evaluation.tables import published_table
@@ -197,7 +232,7 @@ def run_evaluate(options) -> None:
     for line in dataset.bad:
         print(f"vlscore: left out: {line}", file=sys.stderr)
     if copies := sum(photo.is_square_copy for photo in dataset.photos):
-        print(f"{options.root}: {copies} photos are square copies, their boxes are scaled by side")
+        print(f"{options.root}: {copies} photos are square copies; their boxes are scaled to match")
     different = len({photo.path for photo in dataset.photos})
     if several := len(dataset.photos) - different:
         print(f"{options.root}: {different} photos, measured once for each class shown, {several} times more")
@@ -207,7 +242,7 @@ def run_evaluate(options) -> None:
     print(f"{options.root}: {count}, layout {dataset.layout} ({LAYOUTS[dataset.layout]})", flush=True)
     model = vlscore.load_model(options.model)
     chosen = protocol_options(options)
-    Protocol(**chosen).resolve(model)  # a bad option is told before workers are started
+    Protocol(**chosen).resolve(model)  # report a bad option before workers are started
     with start_cluster(options.workers, options.scheduler) as client, Pace(len(dataset.photos)) as pace:
         vlscore.evaluate(model, dataset, options.out, options.resume, client, pace, **chosen)
     summary = read_json(Path(options.out) / "summary.json")
@@ -233,7 +268,7 @@ def run_compare(options) -> None:
 
 
 def run_models(options) -> None:
-    """Print the models of a family, a row for each; by default our own, then where those of others are."""
+    """Print the models of a family, by default our own, and how to list those of other libraries."""
     if options.family:
         found = list_models(options.family, options.word)
         width = max(len(each.name) for each in found)
@@ -251,7 +286,7 @@ def run_models(options) -> None:
 
 
 def format_place(model: Listed) -> str:
-    """Whether a model's weights are here, and their size in MB."""
+    """Format whether a model's weights are here, and their size in MB."""
     size = "?" if model.megabytes is None else f"{model.megabytes:,.0f} MB"
     return f"{'yes' if model.is_here else 'no':5} {size:>9}"
 
@@ -267,8 +302,8 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit code is 0, or 2 for bad input, said in one line on stderr."""
-    # Else PyTorch's idle threads spin and take the cores from OpenVINO's.
+    """Run the command line -> the exit code: 0, or 2 for bad input, with one line on stderr."""
+    # Otherwise PyTorch's idle threads would spin and take cores from OpenVINO's.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without τ or emoji
@@ -281,7 +316,7 @@ def main(argv: list[str] | None = None) -> int:
         message, code = str(error), 2
     except KeyboardInterrupt:
         message, code = "stopped", 130
-    except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
+    except BrokenPipeError:  # nobody reads our output any more
         drop_output()
         return 0
     except OSError as error:
@@ -303,6 +338,6 @@ def drop_output() -> None:
 
 
 if __name__ == "__main__":
-    from vlscore_cli import main  # functions sent to other processes must not be of a module `__main__`
+    from vlscore_cli import main  # functions sent to other processes must not belong to `__main__`
 
     sys.exit(main())

@@ -28,44 +28,73 @@ SHEET_ENDINGS = (".jpg", ".jpeg", ".png")
 
 
 def add_label_options(add, add_encoding_options) -> None:
-    """The options of `label`."""
-    add("folder", metavar="FOLDER", help="all photos below it are labelled")
-    add("--out", required=True, metavar="DIR", help="for the labels, and the journal to go on from")
-    add("--classes", metavar="A,B", help='what to look for, e.g. "dog,cat,person"')
-    add("--classes-file", metavar="FILE", help="the same, one a line")
-    add("--format", default="coco", metavar="F", help=f"{', '.join(FORMATS)}; several with commas")
-    add("--min-score", type=float, default=0.0, metavar="S", help="leave out boxes of a lower score")
+    """Add the options of `label`."""
+    add("folder", metavar="FOLDER", help="folder of photos; photos in subfolders are labelled, too")
+    add(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder for the labels, and for the journal from which an interrupted run resumes",
+    )
+    add("--classes", metavar="A,B", help='classes to look for, such as "dog,cat,person"')
+    add("--classes-file", metavar="FILE", help="file of classes to look for, one in each line")
+    add(
+        "--format",
+        default="coco",
+        metavar="F",
+        help=f"{', '.join(FORMATS)}, or several joined by commas (default: %(default)s)",
+    )
+    add(
+        "--min-score",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="leave out boxes with a lower score (default: 0)",
+    )
     add_shared_options(add, add_encoding_options)
     add("--skip-bad", action="store_true", help="leave out photos that cannot be used, and list them")
     add_cluster_options(add)
 
 
 def add_search_options(add, add_encoding_options) -> None:
-    """The options of `search`."""
-    add("folder", metavar="FOLDER", help="all photos below it are looked at")
-    add("text", metavar="TEXT", help='e.g. "an image of a dog."')
-    add("--top", type=int, default=20, metavar="N", help="so many photos")
+    """Add the options of `search`."""
+    add("folder", metavar="FOLDER", help="folder of photos; photos in subfolders are searched, too")
+    add("text", metavar="TEXT", help='what to look for, such as "an image of a dog."')
+    add("--top", type=int, default=20, metavar="N", help="number of photos to list (default: %(default)s)")
     add("--out", metavar="SHEET.jpg", help="write a contact sheet with boxes")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     add_shared_options(add, add_encoding_options)
 
 
 def add_shared_options(add, add_encoding_options) -> None:
-    """What both commands share: the encoding's options (64 maps are the default), and where they are kept."""
+    """Add what both commands share: the encoding's options (64 maps by default), and their folder."""
     add_encoding_options(add)
-    add("--plain", action="store_true", help="plain VL-Score; refined is these commands' default")
-    add("--encodings", metavar="DIR", help="keep each photo's encoding there, for other words")
-    add("--encodings-limit", type=float, metavar="GB", help="of that folder; the least recently used go")
+    add("--plain", action="store_true", help="use plain VL-Score; these commands refine by default")
+    add(
+        "--encodings",
+        metavar="DIR",
+        help="folder that keeps each photo's encoding, which makes later runs fast",
+    )
+    add(
+        "--encodings-limit",
+        type=float,
+        metavar="GB",
+        help="largest size of that folder; the least recently used encodings are deleted",
+    )
 
 
 def add_cluster_options(add) -> None:
-    """Where the work is done, for `label` and `evaluate`."""
-    add("--workers", type=int, metavar="N", help="N processes on this machine, by Dask")
-    add("--scheduler", metavar="ADDRESS", help="a Dask scheduler, e.g. tcp://10.0.0.1:8786")
+    """Add where the work is done, for `label` and `evaluate`."""
+    add("--workers", type=int, metavar="N", help="work in N processes on this machine, with Dask")
+    add(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="work on the Dask scheduler at this address, such as tcp://10.0.0.1:8786",
+    )
 
 
 def read_classes(options) -> list[str]:
-    """The classes of the command line, or of a file.
+    """Read the classes from the command line, or from a file.
 
     Raises:
         VLScoreError: neither or both are given, or a class is empty or named twice.
@@ -87,7 +116,7 @@ def read_formats(text: str) -> list[str]:
 
 
 def run_label(options, chosen: dict) -> None:
-    """Label all photos of a folder; the same command goes on where it was stopped.
+    """Label all photos of a folder; the same command resumes an interrupted run.
 
     Args:
         chosen: the options of `encode`.
@@ -133,7 +162,7 @@ def run_label(options, chosen: dict) -> None:
 
 
 class LabelContext(NamedTuple):
-    """What a process needs beside the photos.
+    """What a process needs besides the photos.
 
     Attributes:
         model: its name.
@@ -156,7 +185,7 @@ class Place(NamedTuple):
 
 
 def label_places(model, client, context: LabelContext, places: list[Place]):
-    """Label photos here, or on the workers of a Dask client, as each comes in -> (labelled, left out)."""
+    """Label photos here, or on the workers of a Dask client, and yield (labelled, left out) in turn."""
     import vlscore
 
     if client is None:
@@ -173,11 +202,11 @@ def label_places(model, client, context: LabelContext, places: list[Place]):
 
 
 class ReadPlace(NamedTuple):
-    """A photo on its way: labelled from what was kept of it, or encoded, or left out.
+    """A photo that is labelled from its stored encoding, or encoded, or left out.
 
     Attributes:
-        found: its boxes, where its encoding was kept.
-        encoding: where it was not.
+        found: its boxes, if its encoding was stored.
+        encoding: its encoding, if that was not stored.
         why: a line that says why it is left out.
     """
 
@@ -188,7 +217,7 @@ class ReadPlace(NamedTuple):
 
 
 def encode_places(labeller, places: list[Place], skips_bad: bool):
-    """Label photos whose encodings are kept, in several threads; encode the others -> a `ReadPlace` each."""
+    """Label photos with stored encodings in several threads, and encode the others -> a `ReadPlace` each."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(places), SHARD):
             shard = places[start : start + SHARD]
@@ -208,7 +237,7 @@ def finish_place(labeller, read: ReadPlace):
 
 
 def label_stored(labeller, place: Place):
-    """Label a photo whose encoding is kept; None for one that must be encoded, or cannot be read."""
+    """Label a photo with a stored encoding; None if it must be encoded, or cannot be read."""
     try:
         return labeller.label_stored(place.path)
     except VLScoreError:
@@ -216,13 +245,13 @@ def label_stored(labeller, place: Place):
 
 
 def leave_out(error: VLScoreError, skips_bad: bool) -> str:
-    """The line for a photo that cannot be used.
+    """Return the line for a photo that cannot be used.
 
     Raises:
         VLScoreError: bad photos are not to be left out.
     """
     if not skips_bad:
-        raise VLScoreError(f"{error}; or leave out such photos by --skip-bad") from None
+        raise VLScoreError(f"{error}; or add --skip-bad to leave out such photos") from None
     return str(error)
 
 
@@ -238,14 +267,14 @@ def label_shard(labeller, shard, skips_bad: bool):
 
 
 def label_on_worker(context: LabelContext, shard):
-    """What a Dask worker runs: `label_shard`, with a labeller that is kept from one shard to the next."""
+    """Label a shard on a Dask worker, with a labeller that is kept for the next shards."""
     labeller = load_worker_labeller(context.model, json.dumps([context.classes, context.options]))
     return label_shard(labeller, shard, context.skips_bad)
 
 
 @lru_cache(1)
 def load_worker_labeller(model: str, facts: str):
-    """The labeller of a worker process."""
+    """Load the labeller of a worker process."""
     import vlscore
 
     classes, options = json.loads(facts)
@@ -253,7 +282,7 @@ def load_worker_labeller(model: str, facts: str):
 
 
 def tell_unknown_words(model, classes: list[str]) -> None:
-    """Say on stderr which words of the classes a model never met."""
+    """Say on stderr which words of the classes a model does not know."""
     unknown = dict.fromkeys(word for each in classes for word in model.unknown_words(each))
     if unknown:
         words = ", ".join(map(repr, unknown))
@@ -276,19 +305,19 @@ def rank_photos(labeller, paths: list[Path], pool) -> tuple[list[tuple[float, fl
 
 
 def judge_stored(labeller, path):
-    """What `Labeller.judge` says of a photo whose encoding is kept; None of another, which needs the model.
+    """Judge a photo with a stored encoding, see `Labeller.judge`; None for another, which needs the model.
 
     Several threads may ask at a time.
     """
     try:
         rows = labeller.store and labeller.store.read_rows(path.read_bytes())
     except OSError:
-        return None  # which `Labeller.judge` tells
+        return None  # `Labeller.judge` reports it
     return labeller.judge_rows(rows) if rows else None
 
 
 def run_search(options, chosen: dict) -> None:
-    """Print the photos of a folder in the order of how sure the model is that they show a text."""
+    """Print the photos of a folder, those first that most surely show what a text names."""
     EncodingOptions(**chosen).check()
     check_at_least(1, options.top, "--top")
     if options.out and Path(options.out).suffix.lower() not in SHEET_ENDINGS:
@@ -300,7 +329,7 @@ def run_search(options, chosen: dict) -> None:
     root = Path(options.folder)
     paths = vlscore.find_photos(root)
     model = vlscore.load_model(options.model)
-    model.encode_text([options.text])  # a bad prompt is told before the long part
+    model.encode_text([options.text])  # report a bad prompt before the long part
     tell_unknown_words(model, [options.text])
     asked = {"temperature": options.temperature, "threshold": options.threshold}
     kept = {"encodings": options.encodings, "encodings_limit": options.encodings_limit}

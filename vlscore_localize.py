@@ -23,12 +23,20 @@ PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
 
 def add_localize_options(add, add_encoding_options) -> None:
-    """The options of `localize`."""
-    add("image", metavar="IMAGE", help="JPEG, PNG, WebP, …; several, or a pattern such as 'photos/*.jpg'")
-    add("texts", metavar="TEXT", nargs="+", help='e.g. "an image of a cat."')
+    """Add the options of `localize`."""
+    add(
+        "image",
+        metavar="IMAGE",
+        help="image file (JPEG, PNG, WebP, …); give several, or a pattern such as 'photos/*.jpg'",
+    )
+    add("texts", metavar="TEXT", nargs="+", help='what to find, such as "an image of a cat."')
     add_encoding_options(add)
-    add("--out", metavar="PICTURE.png", help="write photo, heat map and boxes; a folder for several images")
-    add("--json", action="store_true", help="print a JSON object an image, a line each, and nothing else")
+    add(
+        "--out",
+        metavar="PICTURE.png",
+        help="write a picture of photo, heat map and boxes; for several images, a folder",
+    )
+    add("--json", action="store_true", help="print a line of JSON for each image, and nothing else")
 
 
 def encoding_options(options) -> dict:
@@ -45,7 +53,7 @@ def encoding_options(options) -> dict:
 
 
 def check_numbers(options) -> None:
-    """Tell of an option out of range before a model is loaded."""
+    """Report an option out of range before a model is loaded."""
     if options.threshold is not None:
         check_threshold(options.threshold, "--threshold")
     if options.temperature is not None:
@@ -62,9 +70,9 @@ def run_localize(options) -> None:
     import vlscore
 
     if len(images) == 1:
-        vlscore.load_image(images[0])  # a bad one is told before a model is loaded
+        vlscore.load_image(images[0])  # report a bad image before a model is loaded
     model = vlscore.load_model(options.model)
-    model.encode_text(texts)  # a bad prompt is told before the long part
+    model.encode_text(texts)  # report a bad prompt before the long part
     tell_unknown_words(model, texts)
     bad = 0
     for path, picture in zip(images, pictures):
@@ -80,7 +88,7 @@ def run_localize(options) -> None:
 
 
 def split_images(first: str, others: list[str]) -> tuple[list[str], list[str]]:
-    """Tell images from texts: an argument names images if such a file is there, or it looks like a photo's.
+    """Separate images from texts: an argument that is a file, or looks like the name of a photo, is an image.
 
     Raises:
         VLScoreError: a pattern without a file, or no text.
@@ -97,9 +105,9 @@ def split_images(first: str, others: list[str]) -> tuple[list[str], list[str]]:
 
 
 def find_images(name: str) -> list[str]:
-    """The images that an argument names: a file, all files of a pattern, or none if it is a text."""
+    """List the images that an argument names: a file, all files of a pattern, or none if it is a text."""
     looks_so = Path(name).suffix.lower() in photo_endings()
-    with suppress(OSError, ValueError):  # a text may be no name of a file
+    with suppress(OSError, ValueError):  # a text may not be a valid file name
         if looks_so and (" " not in name or Path(name).is_file()) and not glob.has_magic(name):
             return [name]
         if glob.has_magic(name) and not Path(name).exists():
@@ -108,7 +116,7 @@ def find_images(name: str) -> list[str]:
 
 
 def plan_pictures(images: list[str], out: str | None) -> list[str | None]:
-    """Where the picture of each image goes: one is named, those of several lie in a folder.
+    """Choose the path of each image's picture: the one given, or a path in the folder given.
 
     Raises:
         VLScoreError: they cannot be written.
@@ -119,7 +127,7 @@ def plan_pictures(images: list[str], out: str | None) -> list[str | None]:
     if out is None:
         return [None] * len(images)
     if Path(out).suffix.lower() in PICTURE_ENDINGS:
-        raise VLScoreError(f"--out {out} is one picture, there are {len(images)} images: give a folder")
+        raise VLScoreError(f"--out {out} is one picture, but there are {len(images)} images: give a folder")
     Path(out).mkdir(parents=True, exist_ok=True)
     stems = [Path(path).stem for path in images]
     names = [Path(path).name if stems.count(stem) > 1 else stem for path, stem in zip(images, stems)]
@@ -146,7 +154,7 @@ def localize_texts(model, path: str, texts: list[str], picture, options, has_nam
 
 
 def check_output(path: str | None) -> None:
-    """Tell of a picture that cannot be written before the long part."""
+    """Report a picture that cannot be written before the long part."""
     if path is None:
         return
     file = Path(path)
@@ -163,12 +171,12 @@ def check_output(path: str | None) -> None:
 
 
 def unwritable(path: str, reason: str) -> VLScoreError:
-    """What is told of a picture that cannot be written."""
+    """Make the error for a picture that cannot be written."""
     return VLScoreError(f"--out {path} cannot be written ({reason}): choose another place")
 
 
 def write_picture(path: str, figure) -> None:
-    """Write a matplotlib Figure, whole or not at all."""
+    """Write a matplotlib Figure atomically."""
     content = BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a glyph, such as an emoji, that the font does not have

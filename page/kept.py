@@ -1,4 +1,4 @@
-"""What is kept: models for all sessions, encodings for one."""
+"""The caches of the web app: models for all sessions, encodings for one."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ CACHE_BYTES = 64 * 2**20  # of a session's encodings
 
 @st.cache_resource(max_entries=2, show_spinner="Loading the model …")
 def model_of(name: str) -> vlscore.Model:
-    """A loaded model; the last two are kept, for all sessions."""
+    """Load a model; the two used last are kept for all sessions."""
     model = vlscore.load_model(name)
     vlscore.fast_encoder(model)  # compiled while a photo is still being chosen
     return model
 
 
 def size_in_bytes(encoding: vlscore.Encoding) -> int:
-    """What the tensors of an encoding take in memory."""
+    """Compute the bytes that the tensors of an encoding take in memory."""
     every = [*vars(encoding).values(), *(each for scale in encoding.scales for each in scale)]
     return sum(each.nbytes for each in every if isinstance(each, torch.Tensor))
 
 
 class Recent:
-    """Encodings by key; the least recently used go once all take more than ``limit`` bytes.
+    """Encodings by key; if they take more than ``limit`` bytes, the least recently used are dropped.
 
     The newest one stays whatever its size, since it is being looked at.
     """
@@ -54,7 +54,7 @@ class Recent:
 
 
 class Options(NamedTuple):
-    """What the sidebar says; ``source`` is the options of `vlscore.encode` that choose the maps."""
+    """The choices in the sidebar; ``source`` has the options of `vlscore.encode` that choose the maps."""
 
     model: str
     source: dict
@@ -64,12 +64,12 @@ class Options(NamedTuple):
     threshold: float
 
     def key(self, photo: Photo) -> tuple:
-        """All that an encoding depends on."""
+        """Everything that an encoding depends on."""
         return photo.digest, self.model, *sorted(self.source.items()), self.keep, self.refined
 
 
 def encoding_of(photo: Photo, options: Options) -> vlscore.Encoding:
-    """The session's encoding of a photo, made now where it has none."""
+    """Return the session's encoding of a photo, or make it."""
     recent, key = st.session_state.recent, options.key(photo)
     bar = st.empty()  # keeps its place without an encoding, or all below would move up and flicker
     if (encoding := recent.get(key)) is None:
@@ -91,7 +91,7 @@ def encoding_of(photo: Photo, options: Options) -> vlscore.Encoding:
 
 
 def timed(bar, batches):
-    """Pass the batches on and show how many are done and how long the others will take."""
+    """Yield the batches, and show how many are done and the time left."""
     begun = monotonic()
     for done, batch in enumerate(batches):
         left = f", {(monotonic() - begun) / done * (len(batches) - done):.0f} s left" if done else ""

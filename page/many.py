@@ -23,7 +23,7 @@ MOST_PHOTOS = 500
 
 
 class Answer(NamedTuple):
-    """What one photo says to one prompt.
+    """The answer of one photo to one prompt.
 
     Attributes:
         p, sure: see `vlscore.judge_presence`.
@@ -36,13 +36,13 @@ class Answer(NamedTuple):
 
 
 def root_folder() -> Path | None:
-    """The folder of this machine that the page was started with: ``app.py -- --root FOLDER``."""
+    """Return the folder that the web app was started with: ``app.py -- --root FOLDER``."""
     words = sys.argv[1:]
     return Path(words[words.index("--root") + 1]).resolve() if "--root" in words[:-1] else None
 
 
 def find_folder(root: Path, place: str) -> list[Path]:
-    """The photos of a folder below the root.
+    """Find the photos of a folder below the root.
 
     Raises:
         vlscore.VLScoreError: it leads out of the root, has no photo, or too many.
@@ -59,7 +59,7 @@ def find_folder(root: Path, place: str) -> list[Path]:
 
 
 def open_photos(sources) -> tuple[list[Photo], list[str]]:
-    """Open photos of (name, function that reads the content) -> those that can be used, and what is wrong."""
+    """Open photos of (name, function that reads the content) -> those that can be used, and the errors."""
     photos, problems = [], []
     for name, read in sources:
         try:
@@ -70,7 +70,7 @@ def open_photos(sources) -> tuple[list[Photo], list[str]]:
 
 
 def answer_all(photos: list[Photo], options: Options, prompts: list[str]) -> list[list[Answer]]:
-    """What each photo says to each prompt; what was answered before is remembered for the session."""
+    """Answer each prompt for each photo; the session remembers earlier answers."""
     known, model = st.session_state.setdefault("answers", {}), model_of(options.model)
     with locks().ask:
         texts = dict(zip(prompts, model.encode_text(prompts).cpu()))
@@ -89,7 +89,7 @@ def answer_all(photos: list[Photo], options: Options, prompts: list[str]) -> lis
 
 
 def ask(model, encoding: vlscore.Encoding, texts: dict[str, torch.Tensor], options: Options):
-    """What an encoding says to each prompt."""
+    """Answer each prompt from an encoding."""
     p, sure = vlscore.judge_presence(
         encoding, torch.stack(list(texts.values())), vlscore.embed_other_words(model)
     )
@@ -101,7 +101,7 @@ def ask(model, encoding: vlscore.Encoding, texts: dict[str, torch.Tensor], optio
 
 
 def show_many(photos: list[Photo], options: Options, prompts: list[str]) -> None:
-    """A gallery for each prompt in a tab of its own, and the downloads."""
+    """Show a gallery for each prompt in its own tab, and the downloads."""
     answers = answer_all(photos, options, prompts)
     for n, tab in enumerate(st.tabs([plain(prompt) for prompt in prompts])):
         with tab:
@@ -110,7 +110,7 @@ def show_many(photos: list[Photo], options: Options, prompts: list[str]) -> None
 
 
 def show_gallery(photos: list[Photo], answers: list[Answer], key: str) -> None:
-    """Photos with their boxes, in the order of how sure the model is that they show the thing."""
+    """Show photos with their boxes, those first that most surely show the object."""
     order = sorted(range(len(photos)), key=lambda n: (answers[n].p, -answers[n].sure))
     found = sum(bool(each.boxes) for each in answers)
     st.text(f"Found in {found} of {len(photos)} photos; the surest first.")
@@ -126,7 +126,7 @@ def show_gallery(photos: list[Photo], answers: list[Answer], key: str) -> None:
 
 
 def show_downloads(photos: list[Photo], answers: list[list[Answer]], prompts: list[str]) -> None:
-    """The boxes of all photos in the formats of `vlscore label`."""
+    """Offer the boxes of all photos for download, in formats of `vlscore label`."""
     classes = [class_of(prompt) for prompt in prompts]
     labelled = [
         vlscore.LabelledPhoto(
@@ -145,7 +145,7 @@ def show_downloads(photos: list[Photo], answers: list[list[Answer]], prompts: li
 
 
 def pack_labels(labelled: list[vlscore.LabelledPhoto], classes: list[str], form: str) -> bytes:
-    """The files of a format in a zip file."""
+    """Pack the files of a format into a zip file."""
     content = BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, file in vlscore.format_labels(labelled, classes, form, Path(".")):

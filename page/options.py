@@ -16,7 +16,7 @@ TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
 
 
 def needs(name: str) -> str | None:
-    """What a model needs that is not here; None where it can be loaded, as far as its name tells."""
+    """Say what a model needs that is not here; None if, by its name, it can be loaded."""
     family = vlscore.find_family(name)
     if family is None or family.is_here(name):
         return None
@@ -28,8 +28,7 @@ def needs(name: str) -> str | None:
 
 
 def choose_model() -> str:
-    """The models that this page was started with stand first, then those that can be loaded here; the others
-    say what they need."""
+    """List the models that the web app was started with, those that can be loaded, and what others need."""
     names = [name for family in vlscore.FAMILIES for name in family.models]
     names.sort(key=lambda each: needs(each) is not None)
     further = [name for name in os.environ.get("VLSCORE_MODELS", "").split(",") if name]
@@ -40,7 +39,7 @@ def choose_model() -> str:
 
 
 def choose_options() -> Options | None:
-    """The sidebar; None where the model cannot be loaded."""
+    """Show the sidebar; None if the model cannot be loaded."""
     name = choose_model()
     if needs(name):
         st.info(
@@ -74,7 +73,7 @@ def choose_options() -> Options | None:
 
 
 def choose_source(model: vlscore.Model, refined: bool) -> dict:
-    """Layer and kind of maps, as options of `vlscore.encode`."""
+    """Choose layer and kind of maps, as options of `vlscore.encode`."""
     fixed = model.is_vit and refined  # its maps are clusters of one layer's keys
     layer = st.selectbox("Layer", model.layers[::-1], key=f"layer {model.name}", disabled=fixed)
     kinds = vlscore.list_sources(model)

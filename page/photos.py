@@ -34,13 +34,16 @@ MultiPartParser.spool_max_size = (MEGABYTES + 1) * 2**20
 
 @st.cache_resource
 def locks() -> SimpleNamespace:
-    """The process's locks: an encoder's hooks and a tokenizer serve one thread at a time, and of the
-    decoded photos, which are large, there are two at most."""
+    """Return the process's locks.
+
+    An encoder's hooks and a tokenizer serve one thread at a time.  Decoded photos are large, so there are
+    two at most.
+    """
     return SimpleNamespace(decode=Lock(), encode=Lock(), ask=Lock())
 
 
 class Photo(NamedTuple):
-    """A chosen photo: its name is only ever shown; ``shown`` is a small copy of it, upright."""
+    """A chosen photo: its name is only shown, never opened; ``shown`` is a small upright copy."""
 
     name: str
     content: bytes
@@ -68,7 +71,7 @@ def jpeg(picture: Image.Image) -> bytes:
 
 
 def open_photo(name: str, content: bytes) -> Photo:
-    """Check a file and make the copy that is shown; raises what `decode` does."""
+    """Check a file and make the copy that is shown; raises the errors of `decode`."""
     with locks().decode:
         image = decode(content)
         size = image.size
@@ -77,7 +80,7 @@ def open_photo(name: str, content: bytes) -> Photo:
 
 
 class Example(NamedTuple):
-    """A photo of the gallery with the prompt that goes with it."""
+    """A photo of the gallery, with its prompt."""
 
     content: bytes
     prompt: str

@@ -1,4 +1,4 @@
-"""Pictures and files of what was found."""
+"""Pictures and files of the answers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from page.photos import Photo
 
 
 def shrink(found: vlscore.Localization, size: tuple[int, int], shown: tuple[int, int]):
-    """The same with boxes in pixels of the small copy."""
+    """Convert the boxes of an answer to pixels of the small copy."""
     return replace(found, boxes=shrink_boxes(found.boxes, size, shown))
 
 
 def shrink_boxes(boxes, size: tuple[int, int], shown: tuple[int, int]):
-    """Boxes in pixels of the small copy."""
+    """Convert boxes to pixels of the small copy."""
     x, y = shown[0] / size[0], shown[1] / size[1]
     return [(round(x0 * x), round(y0 * y), round(x1 * x), round(y1 * y)) for x0, y0, x1, y1 in boxes]
 
@@ -31,7 +31,7 @@ def with_boxes(photo: Photo, found: vlscore.Localization) -> Image.Image:
 
 
 def draw_boxes(photo: Photo, boxes) -> Image.Image:
-    """The small copy with boxes on it, which are in pixels of the photo."""
+    """Draw boxes, given in pixels of the photo, on its small copy."""
     picture = photo.shown.copy()
     pen, width = ImageDraw.Draw(picture), max(picture.size) // 200 + 1
     for x0, y0, x1, y1 in shrink_boxes(boxes, photo.size, picture.size):

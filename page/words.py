@@ -1,4 +1,4 @@
-"""Words: the prompts that are asked, and what is said of them."""
+"""Words: the prompts, and the sentences about their answers."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def prompts_of(text: str) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Escape text so that Markdown shows it unchanged."""
     return re.sub(f"([{re.escape(string.punctuation)}])", r"\\\1", text)
 
 
 def verdict(found: vlscore.Localization) -> str:
-    """What was found, and the number that decided."""
+    """Say what was found, and which number decided."""
     scored = f"best map {found.score:.3f}, empty image {found.base_score:.3f}"
     if found.present:
         return f"{len(found.boxes)} box{'es' * (len(found.boxes) != 1)}; score: {scored}"
@@ -43,7 +43,7 @@ def verdict(found: vlscore.Localization) -> str:
 
 
 def class_of(prompt: str) -> str:
-    """What a prompt names: ``dog`` of "an image of a dog.", and of other prompts all of it."""
+    """Return what a prompt names: ``dog`` for "an image of a dog.", and the whole of any other prompt."""
     before, after = vlscore.TEMPLATE.split("{}")
     is_usual = prompt.startswith(before) and prompt.endswith(after)
     return prompt.removeprefix(before).removesuffix(after) or prompt if is_usual else prompt

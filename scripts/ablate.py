@@ -104,7 +104,9 @@ def table(records: list[dict]) -> list[dict]:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser("ablate.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("_work"), help="for the scenes (default: _work)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("_work"), help="folder for the scenes (default: _work)"
+    )
     options = parser.parse_args(argv)
     try:
         root = options.work / "scenes-ablate"

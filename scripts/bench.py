@@ -114,6 +114,10 @@ def measure(name: str, method: str, photo: Path, folder: Path) -> dict:
     image, blank = (vlscore.load_image(photo), torch.zeros(16, 3, *[model.input_size] * 2))
     vlscore.fast_encoder(model)(blank)  # compiles
     model.encode_image(blank)
+    is_gpu = model.device.type == "cuda"
+    if is_gpu:  # where each size of a batch is compiled for itself
+        METHODS[method](model, image, texts[0])
+        torch.cuda.reset_peak_memory_stats()
     loaded = peak()
     first, (heat, further) = timed(METHODS[method], model, image, texts[0])
     above = peak() - loaded
@@ -124,6 +128,8 @@ def measure(name: str, method: str, photo: Path, folder: Path) -> dict:
     if further is not None:
         prompt = statistics.median(timed(further, texts[1])[0] for _ in range(21))
     result = {"seconds": first, "prompt": prompt, "megabytes": above, "peak": peak()}
+    if is_gpu:
+        result["card"] = torch.cuda.max_memory_allocated() / 2**20
     return result | {"saliency": None if heat is None else heat.tolist()}
 
 
@@ -160,25 +166,39 @@ def speed(name: str, photos: list[Path], folder: Path) -> dict:
         found[method].append(alone(measure, name, method, photo, folder))
     rows = {}
     for method, runs in found.items():
-        keys = ("seconds", "prompt", "megabytes", "peak")
-        rows[method] = {key: statistics.median(run[key] for run in runs) for key in keys}
+        keys = {"seconds", "prompt", "megabytes", "peak", "card"} & set(runs[0])
+        rows[method] = {key: statistics.median(run[key] for run in runs) for key in sorted(keys)}
         if method in ("exact", "fast") and "plain loop" in found:  # the same formula
             pairs = [(run["saliency"], loop["saliency"]) for run, loop in zip(runs, found["plain loop"])]
             rows[method]["correlation"] = min(correlation(*pair) for pair in pairs)
     return rows
 
 
-def floor(name: str, photo: Path, folder: Path) -> dict:
-    """What no float32 method can go below: the operations of one pass over the rate of a matrix product."""
+def reference(name: str, photo: Path, folder: Path) -> dict:
+    """Operations of a pass, and the rate at which this machine multiplies matrices in the passes' precision.
+
+    No bound: other algorithms multiply less (Winograd), and two sizes of matrices have two rates.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    model, matrix = load(name, folder), torch.rand(2048, 2048)
+    model = load(name, folder)
+    precision = vlscore.choose_precision("auto", model.device)
+    matrix = torch.rand(8192 if model.device.type == "cuda" else 2048, device=model.device)
+    matrix = matrix.to(getattr(torch, precision)).expand(len(matrix), -1).contiguous()
     with FlopCounterMode(display=False) as counter:
         model.encode_image(torch.zeros(1, 3, *[model.input_size] * 2))
     maps = model.feature_maps(model.preprocess(vlscore.load_image(photo))[None])[0]
-    rate = 2 * 2048**3 / min(timed(torch.mm, matrix, matrix)[0] for _ in range(20))
-    facts = {"maps": len(maps), "varying": int(vlscore.varies(maps).sum())}
+    rate = 2 * len(matrix) ** 3 / min(timed(multiply, matrix)[0] for _ in range(20))
+    facts = {"maps": len(maps), "varying": int(vlscore.varies(maps).sum()), "precision": precision}
     return facts | {"flop": counter.get_total_flops(), "rate": rate}
+
+
+def multiply(matrix):
+    """A matrix product, waited for."""
+    found = matrix @ matrix
+    if found.is_cuda:
+        torch.cuda.synchronize()
+    return found
 
 
 # ── Fidelity ───────────────────────────────────────────────────────────────────────────────────────
@@ -292,6 +312,7 @@ def table(result: dict) -> str:
             shown = "  ".join(f"{ratio:8.1f}×" for ratio in ratios)
             prompt = f"{1000 * row['prompt']:10.1f} ms"
             lines.append(f"  {method:18} {row['seconds']:10.2f} {shown} {row['megabytes']:8.0f} {prompt}")
+        lines += rates(result, name)
     for name, facts in result["fidelity"].items():
         lines += ["", f"{name}, {facts['images']} images: passes  correlation  same hit  box IoU  GT-known"]
         for row in facts["curve"]:
@@ -302,6 +323,21 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def rates(result: dict, name: str) -> list[str]:
+    """Passes a second of exact and fast, as a share of the machine's matrix products; and a card's memory."""
+    facts, lines = result["reference"].get(name), []
+    for method in ("exact", "fast") if facts else ():
+        row = result["speed"][name][method]
+        passes = min(FAST, facts["varying"]) if method == "fast" else facts["varying"]
+        a_second = passes / row["seconds"]
+        share = a_second * facts["flop"] / facts["rate"]
+        card = f", {row['card']:.0f} MB of the card at most" if "card" in row else ""
+        lines.append(
+            f"  {method}: {a_second:.0f} passes a second, {share:.0%} of {facts['precision']} products{card}"
+        )
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="lite0-minilm,scenes-rn,scenes-vit,RN50,ViT-B/16")
@@ -310,7 +346,7 @@ def main() -> int:
     parser.add_argument("--out", default="data/bench.json")
     options = parser.parse_args()
     out = Path(options.out)
-    result = {"speed": {}, "floor": {}, "fidelity": {}}
+    result = {"speed": {}, "reference": {}, "fidelity": {}}
     if out.exists():
         result |= json.loads(out.read_text())
     result["machine"] = machine()
@@ -321,7 +357,7 @@ def main() -> int:
         for name in options.models.split(","):
             few = photos[: 1 if name in SIZES else options.rounds]
             result["speed"][name] = speed(name, few, folder)
-            result["floor"][name] = alone(floor, name, few[0], folder)
+            result["reference"][name] = alone(reference, name, few[0], folder)
             if name not in SIZES:
                 root = options.photos if name == "lite0-minilm" else drawn
                 result["fidelity"][name] = alone(fidelity, name, root, SCENES.get(name))

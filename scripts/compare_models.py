@@ -70,11 +70,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser("compare_models.py", description=__doc__.splitlines()[0])
     parser.add_argument("root", help="the folder of photos with boxes")
-    parser.add_argument("--models", required=True, help="names, with commas between them")
-    parser.add_argument("--out", type=Path, default=Path("models"), help="(default: models)")
-    parser.add_argument("--keep", type=int, help="encode so many maps (default: all)")
+    parser.add_argument("--models", required=True, help="names, separated by commas")
+    parser.add_argument(
+        "--out", type=Path, default=Path("models"), help="folder for the results (default: models)"
+    )
+    parser.add_argument("--keep", type=int, help="number of maps to encode (default: all)")
     parser.add_argument("--refined", action="store_true")
-    parser.add_argument("--limit", type=int, help="at most so many photos")
+    parser.add_argument("--limit", type=int, help="largest number of photos")
     options = parser.parse_args(argv)
     try:
         dataset = vlscore.read_dataset(options.root, limit=options.limit)

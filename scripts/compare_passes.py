@@ -3,8 +3,8 @@
     python scripts/compare_passes.py ROOT     # from the encodings of `study_sets.py`, 40 minutes
 
 Zero masked passes are the similarity map and the mean of all maps.  Refined and without the text, the seed
-is the mean of all maps.  Every row stands at the CAM threshold that is best for it on the same images, so
-that all are a little flattered, alike.  A set of images that is in the file already is not measured again.
+is the mean of all maps.  Every row stands at the CAM threshold that is best for it on the same images, which
+favours some methods more than others.  A set of images that is already in the file is not measured again.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser("compare_passes.py", description=__doc__.splitlines()[0])
     parser.add_argument("root", help="the folder of the sets of photos")
-    parser.add_argument("--models", default=",".join(MODELS), help="some of the models, between commas")
+    parser.add_argument("--models", default=",".join(MODELS), help="some of the models, separated by commas")
     options = parser.parse_args(argv)
     try:
         result = json.loads(OUT.read_text()) if OUT.exists() else {}

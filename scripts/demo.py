@@ -110,9 +110,9 @@ def picture(text: str) -> Path:
     """An argparse type: a path of a PNG or JPEG file."""
     path = Path(text)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no picture: write demo.png or demo.jpg")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a picture: write demo.png or demo.jpg")
     if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}: make it first")
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}: create it first")
     return path
 
 

@@ -22,7 +22,9 @@ def parse_size(text: str) -> tuple[int, int]:
     except ValueError:
         sides = []
     if len(sides) not in (1, 2) or not all(64 <= side <= 4096 for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 224 or 320x240, each side 64 to 4096")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size: write 224 or 320x240, each side 64 to 4096"
+        )
     return sides[0], sides[-1]
 
 
@@ -31,7 +33,7 @@ def whole_number(lowest: int):
 
     def parse(text):
         if not text.isdecimal() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {lowest} or more")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {lowest} or more")
         return int(text)
 
     return parse
@@ -53,11 +55,22 @@ def main(argv: list[str] | None = None) -> int:
     add("out", type=Path, metavar="OUT", help="a new folder")
     add("--count", type=whole_number(1), default=500, metavar="N", help="number of scenes (default: 500)")
     add(
-        "--seed", type=whole_number(0), default=1, metavar="N", help="another seed, other scenes (default: 1)"
+        "--seed", type=whole_number(0), default=1, metavar="N", help="seed of the random numbers (default: 1)"
     )
-    add("--size", type=parse_size, default=(224, 224), metavar="WxH", help="in pixels (default: 224)")
-    add("--objects", type=int, choices=(1, 2, 3), help="in each scene (default: one to three, at random)")
-    add("--same", action="store_true", help="all objects of a scene are of one class")
+    add(
+        "--size",
+        type=parse_size,
+        default=(224, 224),
+        metavar="WxH",
+        help="size of a scene in pixels (default: 224)",
+    )
+    add(
+        "--objects",
+        type=int,
+        choices=(1, 2, 3),
+        help="number of objects in each scene (default: one to three, at random)",
+    )
+    add("--same", action="store_true", help="draw all objects of a scene from one class")
     try:
         options = parser.parse_args(argv)
         shown = options.objects, options.same

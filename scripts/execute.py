@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser("execute.py", description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=Path)
-    parser.add_argument("--model", help="of all these chapters from now on")
+    parser.add_argument("--model", help="use this model in all these chapters from now on")
     options = parser.parse_args(argv)
     chapters = options.notebooks or sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
     for path in chapters:

@@ -180,8 +180,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser("measure_scenes.py", description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=tuple(SOURCES), help="the image encoder")
-    parser.add_argument("--work", type=Path, default=Path("_work"), help="for the scenes (default: _work)")
-    parser.add_argument("--only", metavar="WORD", help="sources whose name has the word")
+    parser.add_argument(
+        "--work", type=Path, default=Path("_work"), help="folder for the scenes (default: _work)"
+    )
+    parser.add_argument("--only", metavar="WORD", help="measure only sources whose name has this word")
     options = parser.parse_args(argv)
     try:
         measure(options.kind, options.work, options.only)

@@ -181,7 +181,9 @@ def drawn(folder: Path, count: int, seed: int, objects=None, same: bool = False)
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser("results.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("_work"), help="for the scenes (default: _work)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("_work"), help="folder for the scenes (default: _work)"
+    )
     options = parser.parse_args(argv)
     try:
         with ProcessPoolExecutor() as pool:

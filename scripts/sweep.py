@@ -55,7 +55,7 @@ def grid(words: list[str]) -> list[dict]:
         except yaml.YAMLError:
             is_pair = ""
         if not is_pair or not choices[name]:
-            raise vlscore.VLScoreError(f"{word!r} is no NAME=VALUE,VALUE: write LIMIT=20,40")
+            raise vlscore.VLScoreError(f"{word!r} is not NAME=VALUE,VALUE: write LIMIT=20,40")
     rows = product(*choices.values())
     return [dict(zip(choices, row)) for row in rows]
 
@@ -68,7 +68,7 @@ def check_names(chapter: Path, names) -> None:
     known = [target.id for line in lines for target in line.targets if isinstance(target, ast.Name)]
     if unknown := [name for name in names if name not in known]:
         raise vlscore.VLScoreError(
-            f"{chapter.name} has no parameter {unknown[0]}: choose of {', '.join(known)}"
+            f"{chapter.name} has no parameter {unknown[0]}: choose one of {', '.join(known)}"
         )
 
 
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("grid", nargs="*", metavar="NAME=VALUE,VALUE")
     parser.add_argument("--chapter", type=Path, default=CHAPTER)
     parser.add_argument("--out", type=Path, default=Path("sweep"))
-    parser.add_argument("--jobs", type=int, default=1, help="at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
     options = parser.parse_args(argv)
     try:
         combinations = grid(options.grid)

@@ -386,7 +386,12 @@ def main(argv: list[str] | None = None) -> int:
     """Train and write data/models/scenes-KIND.safetensors."""
     parser = argparse.ArgumentParser("train_scenes.py", description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=tuple(ENCODERS), help="the image encoder")
-    parser.add_argument("--work", type=Path, default=Path("_work"), help="kept between runs (default: _work)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("_work"),
+        help="folder for the training data, kept between runs (default: _work)",
+    )
     parser.add_argument("--out", type=Path, help="default: data/models/scenes-KIND.safetensors")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")

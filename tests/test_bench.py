@@ -3,9 +3,12 @@
 import json
 import re
 from pathlib import Path
+from time import monotonic, sleep
 
 import bench
+import bench_commands
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -85,13 +88,48 @@ def test_the_predicted_selection_is_encode_with_keep(scenes_rn, drawn):
     torch.testing.assert_close(found.mask_embeddings, kept.mask_embeddings, atol=1e-5, rtol=0)
 
 
-def test_the_floor_counts_a_known_network(tmp_path, drawn):
+def test_the_reference_counts_a_known_network(tmp_path, drawn):
     """The operations of RN50's shape: 6.1 G multiply-adds in its convolutions and attention pool."""
     photo = vlscore.read_dataset(drawn).photos[0].path
-    facts = bench.alone(bench.floor, "RN50", photo, tmp_path)
+    facts = bench.alone(bench.reference, "RN50", photo, tmp_path)
     assert facts["maps"] == 2048
     assert facts["flop"] == pytest.approx(12e9, rel=0.1)
     assert facts["rate"] > 1e9
+    assert facts["precision"] == vlscore.choose_precision("auto", torch.device("cpu"))
+
+
+def test_rates_by_hand():
+    facts = {"maps": 100, "varying": 90, "precision": "float32", "flop": 2e9, "rate": 1e12}
+    speed = {"exact": {"seconds": 0.5}, "fast": {"seconds": 0.2, "card": 300.4}}
+    exact, fast = bench.rates({"reference": {"tiny": facts}, "speed": {"tiny": speed}}, "tiny")
+    assert exact == "  exact: 180 passes a second, 36% of float32 products"
+    assert fast == "  fast: 320 passes a second, 64% of float32 products, 300 MB of the card at most"
+    assert bench.rates({"reference": {}, "speed": {"tiny": speed}}, "tiny") == []
+
+
+# ── Commands, classes and data sets ──────────────────────────────────────────────────────────────
+
+
+def test_other_load_runs_while_the_block_does_and_ends_with_it():
+    with bench_commands.other_load(1) as (child,):
+        process = psutil.Process(child.pid)
+        before, deadline = process.cpu_times().user, monotonic() + 60
+        while process.cpu_times().user < before + 0.5:
+            assert monotonic() < deadline
+            sleep(0.1)
+    assert not child.is_alive()
+
+
+def test_parts_of_an_encoding_are_timed():
+    found = bench_commands.time_parts(4, 1)
+    assert 0 < found["passes (s)"] < found["plain (s)"] < found["refined (s)"]
+
+
+def test_classes_are_timed_together_and_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLSCORE_CACHE", str(tmp_path))
+    found = bench_commands.time_classes(4)
+    assert found["names"] == 4
+    assert found["together (s)"] > 0 < found["one by one (s)"]
 
 
 # ── The committed run ────────────────────────────────────────────────────────────────────────────

@@ -428,7 +428,7 @@ def test_wilson_s_interval_equals_the_formula(hits, n):
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 0), (-1, 5), (6, 5)])
 def test_what_is_no_share_is_told(hits, n):
-    with pytest.raises(vlscore.VLScoreError, match="is no share"):
+    with pytest.raises(vlscore.VLScoreError, match="is not a share"):
         vlscore.wilson(hits, n)
 
 

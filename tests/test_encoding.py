@@ -90,7 +90,7 @@ JUNK += [a_tensor_less, a_tensor_more]
 def test_what_is_no_encoding_is_told_in_one_line(synthetic, tmp_path, kind):
     path = tmp_path / "junk.safetensors"
     kind(path, synthetic)
-    with pytest.raises(vlscore.VLScoreError, match="no saved Encoding") as error:
+    with pytest.raises(vlscore.VLScoreError, match="not a saved Encoding") as error:
         vlscore.Encoding.load(path)
     assert "\n" not in str(error.value)
 

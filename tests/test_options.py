@@ -56,5 +56,5 @@ def test_a_missing_package_names_the_extra():
     with pytest.raises(errors.MissingPackageError) as error:
         errors.import_extra("no_such_package.inside", "app")
     assert str(error.value) == (
-        "this needs the package no_such_package: install it by pip install 'vlscore[app]'"
+        "this needs the package no_such_package: install it with pip install 'vlscore[app]'"
     )

@@ -84,11 +84,11 @@ def test_nothing_is_left_when_drawing_fails(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--count", "0"], "--count: '0' is no whole number of 1 or more"),
+        (["--count", "0"], "--count: '0' is not a whole number of 1 or more"),
         (["--count", "many"], "--count: 'many'"),
         (["--seed", "-1"], "--seed"),
-        (["--size", "20"], "--size: '20' is no size"),
-        (["--size", "200x"], "--size: '200x' is no size"),
+        (["--size", "20"], "--size: '20' is not a size"),
+        (["--size", "200x"], "--size: '200x' is not a size"),
         (["--objects", "4"], "--objects"),
         (["--colour", "red"], "--colour"),
     ],
@@ -107,7 +107,7 @@ def test_scenes_of_two_seeds_are_not_mixed(tmp_path, capsys):
     assert draw_scenes.main([str(tmp_path / "set"), "--count", "1"]) == 0  # an empty folder will do
     before = files(tmp_path / "set")
     assert draw_scenes.main([str(tmp_path / "set"), "--count", "1", "--seed", "2"]) == 2
-    assert "is no empty folder" in capsys.readouterr().err
+    assert "is not an empty folder" in capsys.readouterr().err
     assert files(tmp_path / "set") == before
 
 

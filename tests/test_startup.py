@@ -178,7 +178,7 @@ def without(monkeypatch):
 
 
 def need(package):
-    return f"vlscore: this needs the package {package}: install it by pip install 'vlscore[evaluation]'"
+    return f"vlscore: this needs the package {package}: install it with pip install 'vlscore[evaluation]'"
 
 
 @pytest.mark.parametrize("package", ["pandas", "pyarrow", "pytorch_grad_cam", "defusedxml"])

@@ -103,7 +103,7 @@ def test_a_word_that_is_no_choice_is_told(capsys, chapter, word):
 
 def test_an_unknown_parameter_is_an_error_and_nothing_runs(capsys, chapter):
     assert sweep_over(chapter, "LIMITS=1,2") == 2
-    assert "has no parameter LIMITS: choose of MODEL, LIMIT" in capsys.readouterr().err
+    assert "has no parameter LIMITS: choose one of MODEL, LIMIT" in capsys.readouterr().err
     assert not (chapter.parent / "sweep").exists()
 
 

@@ -13,11 +13,11 @@ from vlscore_lib.masks import heat_map, make_masks
 
 
 class Zones(NamedTuple):
-    """The n pieces that a heat map falls into when it is cut at T values, and along the basins of its peaks.
+    """The n pieces of a heat map that is cut at T values and along the basins of its peaks.
 
     Attributes:
         level: (n,), how many of the values each piece lies above, from 0 to T.
-        basin: (n,), the basin that each lies in; 0 where there are none.
+        basin: (n,), the basin of each piece; 0 if there are no basins.
         has_peak: (n,) of bool, whether a peak lies in it.
         area: (n,), in pixels.
         first: (n,), its first pixel in reading order.
@@ -35,7 +35,7 @@ class Zones(NamedTuple):
 
 
 def cut_zones(level: np.ndarray, peaks: np.ndarray, basins: np.ndarray) -> Zones:
-    """Cut what lies above the lowest value into pieces of one level and basin that are 4-connected.
+    """Cut the part above the lowest value into 4-connected pieces of one level and one basin.
 
     Args:
         level, peaks, basins: (S, S) of integers, 0 or more.
@@ -47,7 +47,7 @@ def cut_zones(level: np.ndarray, peaks: np.ndarray, basins: np.ndarray) -> Zones
     pixels, turned = np.flatnonzero(zones), np.flatnonzero(zones.T)
     zone, zone_turned = zones.ravel()[pixels] - 1, zones.T.ravel()[turned] - 1
     top, bottom, left, right = np.zeros((4, count), int)
-    # Of several values for one place NumPy keeps the last.
+    # Of several values for one position, NumPy keeps the last.
     top[zone[::-1]], bottom[zone] = pixels[::-1], pixels
     left[zone_turned[::-1]], right[zone_turned] = turned[::-1], turned
     S = len(level)
@@ -63,7 +63,7 @@ def cut_zones(level: np.ndarray, peaks: np.ndarray, basins: np.ndarray) -> Zones
 
 
 def find_borders(zones: np.ndarray, count: int) -> np.ndarray:
-    """Pairs of zones that touch, numbered from 0: (m, 2).
+    """Find the pairs of zones that touch, numbered from 0: (m, 2).
 
     Args:
         zones: (S, S), numbers from 1 to ``count``, 0 for none.
@@ -95,13 +95,13 @@ def connect_zones(zones: Zones, count: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def split_components(zones: Zones, at, zone, component):
-    """Drop components without a peak, unless a value has no others, and split those of several by basin.
+    """Split components with several peaks by basin, and drop those without a peak, unless none has one.
 
     Args:
         at, zone, component: (k,), see `connect_zones`, of zones in numbered basins.
 
     Returns:
-        (k,) each: the basin where the component is split, else 0; and whether it is kept, of bool.
+        (k,) each: the basin if the component is split, else 0; and whether it is kept, of bool.
     """
     basin = zones.basin[zone]
     held, count = np.zeros(component.max() + 1, int), zones.basin.max() + 1
@@ -119,9 +119,9 @@ def boxes_above(
     min_area: float,
     instances: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> list[list[tuple[int, int, int, int]]]:
-    """Boxes around the 4-connected components of what lies above each of T values, in the original image.
+    """Cut boxes, in the original image, around the 4-connected components above each of T values.
 
-    What lies above a value is made of whole zones, see `Zones`, so the pixels are looked at once.
+    The part above a value consists of whole zones, see `Zones`, so the pixels are read only once.
 
     Args:
         heat: (S, S).
@@ -130,8 +130,8 @@ def boxes_above(
         instances: peaks and basins, see `split_instances`; None leaves components whole.
 
     Returns:
-        For each value (x0, y0, x1, y1), whole pixels of the original image, half-open, the largest component
-        first.
+        For each value, (x0, y0, x1, y1) in whole pixels of the original image, half-open, the largest
+        component first.
     """
     S, cuts = len(heat), np.asarray(cuts, heat.dtype)
     (W, H), (rx0, ry0, rx1, ry1) = fit
@@ -173,9 +173,13 @@ def round_to_pixels(low, high, size):
 
 
 def find_peak(saliency: torch.Tensor, encoding: Encoding) -> tuple[float, float]:
-    """Where a saliency map (h, w) is highest: (x, y) in pixels of the original image.
+    """Find where a saliency map is highest: (x, y) in pixels of the original image.
 
-    A cell stands where `make_masks` puts it, the corner cells in the corners of the input.
+    Cells are placed as in `make_masks`: the corner cells lie in the corners of the input.
+
+    Args:
+        saliency: (h, w).
+        encoding: the encoded image.
     """
     h, w = saliency.shape
     row, column = divmod(int(saliency.argmax()), w)
@@ -184,7 +188,7 @@ def find_peak(saliency: torch.Tensor, encoding: Encoding) -> tuple[float, float]
 
 
 def warmth(saliency: torch.Tensor, box, encoding: Encoding) -> float:
-    """The highest value of a saliency map (h, w) in a box, as a share of its highest of all."""
+    """Find the highest value of a saliency map (h, w) in a box, as a share of its highest value anywhere."""
     S, (rx0, ry0, rx1, ry1) = encoding.input_size, encoding.fit.region
     heat = heat_map(saliency, S)
     columns = [int((x - rx0) / (rx1 - rx0) * S) for x in box[::2]]
@@ -195,15 +199,21 @@ def warmth(saliency: torch.Tensor, box, encoding: Encoding) -> float:
 
 
 def find_box_at(point, boxes) -> int | None:
-    """The first of the boxes that holds a point (x, y), by index, or None."""
+    """Find the first box that contains a point: its index, or None.
+
+    Args:
+        point: (x, y).
+        boxes: (x0, y0, x1, y1) each, edges included.
+    """
     x, y = point
     return next((n for n, (x0, y0, x1, y1) in enumerate(boxes) if x0 <= x <= x1 and y0 <= y <= y1), None)
 
 
 def mass_in_boxes(encoding: Encoding, boxes) -> torch.Tensor:
-    """The share of each mask's mass that lies in each box: (K, n) in [0, 1].
+    """Compute the share of each mask's mass that lies in each box: (C, n) in [0, 1].
 
     Args:
+        encoding: the encoded image.
         boxes: n of (x0, y0, x1, y1) in pixels of the original image.
     """
     S, (x0, y0, x1, y1) = encoding.input_size, encoding.fit.region

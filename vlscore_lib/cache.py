@@ -1,4 +1,4 @@
-"""A folder for what takes long to make: embedded classes, compiled encoders; what is lost is made again."""
+"""A cache folder for what takes long to compute, such as embedded classes; lost files are made again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cache_folder() -> Path:
 
 
 def digest(*facts) -> str:
-    """A name for facts that JSON can hold: other facts, another name."""
+    """Name a set of JSON-compatible facts by a hash: other facts have another name."""
     return sha256(json.dumps(facts).encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 
@@ -38,7 +38,7 @@ def hash_weights(modules: dict[str, torch.nn.Module]) -> str:
 
 
 def describe_module(module: torch.nn.Module) -> list[str]:
-    """What a module computes beside its weights: its parts, and the numbers and words that they keep."""
+    """Describe what a module computes besides its weights: its parts and their settings."""
     simple = bool | int | float | str | tuple
     parts = [
         sorted((key, str(value)) for key, value in vars(each).items() if isinstance(value, simple))
@@ -48,7 +48,7 @@ def describe_module(module: torch.nn.Module) -> list[str]:
 
 
 def read_cached(name: str) -> bytes | None:
-    """What was kept under a name, if it is there and whole."""
+    """Read what was cached under a name; None if it is missing or damaged."""
     with suppress(OSError):
         content = (cache_folder() / name).read_bytes()
         if sha256(content[32:]).digest() == content[:32]:
@@ -57,7 +57,7 @@ def read_cached(name: str) -> bytes | None:
 
 
 def write_cached(name: str, content: bytes) -> None:
-    """Keep content under a name, where the folder can be written."""
+    """Cache content under a name, if the folder can be written."""
     file = cache_folder() / name
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def write_cached(name: str, content: bytes) -> None:
 
 
 def remember_tensor(name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """The tensor that was kept under a name, or made and kept there."""
+    """Read the tensor that was cached under a name, or make and cache it."""
     from safetensors.torch import load, save
 
     if content := read_cached(name):

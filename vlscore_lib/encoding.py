@@ -1,4 +1,4 @@
-"""What travels: the encoding of an image, which no prompt changes, and what a prompt finds in it."""
+"""The data that functions exchange: the encoding of an image, and the answer to a prompt."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from vlscore_lib.errors import VLScoreError
 from vlscore_lib.files import write_whole
 from vlscore_lib.images import Fit
 
-PRESENT = 0.05  # p_absent up to which a refined thing is said to be there
+PRESENT = 0.05  # the largest p_absent at which a refined answer says that the object is present
 
 
 class Scale(NamedTuple):
-    """An image read at one size, see `read_scales`; each with a grid of its own.
+    """An image read at one size, on a grid of its own, see `read_scales`.
 
     Attributes:
-        maps: A (C, h, w), the encoding's layer.
-        cells: (D, h, w), the last layer's cells in the joint space, see `Model.cell_embeddings`; of a CNN.
+        maps: A (C, h, w), the maps of the encoding's layer.
+        cells: (D, h, w), the cells of the last layer in the joint space, see `Model.cell_embeddings`; None
+            for a ViT.
     """
 
     maps: torch.Tensor
@@ -29,23 +30,30 @@ class Scale(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoding:
-    """An image as VL-Score sees it before any prompt; everything is float32 and on the CPU.
+    """An image as VL-Score sees it before any prompt.
+
+    All tensors are on the CPU.  They are float32, except for the integer ``indices``.
 
     Attributes:
-        model, layer, kind: names of the model, of the layer and of the kind of maps.
-        input_size: S in pixels.
-        fit: how the image was fitted, to place boxes back.
-        maps: A (C, h, w), raw.
-        indices: (K,) which of the maps went through the encoder: all, or the ones that `keep` chose.
-        mask_embeddings: e (C, D), unit; a constant map's is the base embedding, and those of the maps
-            that did not go through the encoder are predicted, see `predict_embeddings`.
-        base_embedding: (D,), unit, of the empty image: zeros in normalised pixels.
+        model: name of the model.
+        layer: name of the layer that the maps come from.
+        kind: kind of maps, one of `MAPS`, with ``, pca=n`` for principal components; ``"cluster"`` for a
+            refined ViT.
+        input_size: S, the side of the encoder's input in pixels.
+        fit (Fit): how the image was fitted into the input, which places boxes back in the image.
+        maps: A (C, h, w), the raw maps.
+        indices: (K,), which maps went through the encoder: all, or those that `select_maps` chose.
+        mask_embeddings: e (C, D), unit.  A constant map has the base embedding.  Maps that did not go through
+            the encoder have predicted embeddings, see `predict_embeddings`.
+        base_embedding: (D,), unit, of the empty image, which is zero in normalised pixels.
         image_embedding: (D,), unit, of the whole, unmasked image.
-        temperature, threshold: the model's τ and α, of refined maps where the encoding is refined.
-        prominence: the model's, of the peaks of refined maps, see `split_instances`.
-        scales, features: what `refine` needs, see `read_scales`; none where it was not encoded for that.
+        temperature: the model's τ.
+        threshold: the model's α; if ``refined``, its α for refined maps.
+        scales (tuple[Scale, ...]): the image at several sizes, for `refine`; empty if not ``refined``.
+        features: (F, h, w), features of a finer layer, for `refine`; None if not ``refined``.
         family: of the image encoder, ``"cnn"`` or ``"vit"``.
         refined: whether saliency maps and boxes are refined.
+        prominence: how far a peak of a refined map must rise, see `split_instances`.
     """
 
     model: str
@@ -68,15 +76,15 @@ class Encoding:
 
     @property
     def has_layer_maps(self) -> bool:
-        """Whether the maps are a layer's own, as plain VL-Score needs; a refined ViT's are clusters."""
+        """Whether the maps are those of a layer, as plain VL-Score needs; a refined ViT has clusters."""
         return not (self.refined and self.family == "vit")
 
     def without_refinement(self) -> Encoding:
-        """The same encoding for plain saliency maps and boxes."""
+        """Return the same encoding for plain saliency maps and boxes."""
         return replace(self, refined=False)
 
     def save(self, path) -> None:
-        """Write to a safetensors file, whole or not at all."""
+        """Write the encoding to a safetensors file, atomically."""
         from safetensors.torch import save
 
         tensors, facts = {}, {}
@@ -93,10 +101,10 @@ class Encoding:
 
     @classmethod
     def load(cls, path) -> Encoding:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            VLScoreError: no such file, or another kind of file.
+            VLScoreError: the file does not exist, or is not a saved encoding.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -112,28 +120,28 @@ class Encoding:
                         scales.setdefault(int(n), {})[key] = file.get_tensor(name)
                     else:
                         tensors[name] = file.get_tensor(name)
-                facts.setdefault("refined", bool(scales))  # files of version 0.1.0 do not say it
+                facts.setdefault("refined", bool(scales))  # files of version 0.1.0 lack it
                 facts.setdefault("family", "vit" if facts["layer"].isdecimal() else "cnn")
                 return cls(**facts, **tensors, scales=tuple(Scale(**scales[n]) for n in sorted(scales)))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise VLScoreError(
-                f"{path} is no saved Encoding ({error}): give a file written by Encoding.save"
+                f"{path} is not a saved Encoding ({error}): give a file written by Encoding.save"
             ) from None
 
 
 @dataclass(frozen=True)
 class Localization:
-    """Where a prompt's object is in an image.
+    """The answer to a prompt: whether its object is in the image, and where.
 
     Attributes:
         prompt: the text.
-        present: whether any map beats the base score; where the encoding was made ``refined``, whether
-            p_absent is at most `PRESENT` too.
-        boxes: see `find_boxes`; empty when absent.
-        saliency: S (h, w), or None when absent.
-        score: the highest score of a map, a cosine; present only if score > base_score.
-        base_score: s_b, the empty image's.
-        p_absent: see `p_absent`; None where the encoding was not made ``refined``.
+        present: whether a map scores above the base score and, if the encoding was made with
+            ``refined=True``, ``p_absent`` is at most `PRESENT`.
+        boxes: (x0, y0, x1, y1) in pixels of the original image, see `find_boxes`; empty if absent.
+        saliency: (h, w), see `saliency`; None if absent.
+        score: the highest score of a map, a cosine in [-1, 1].
+        base_score: s_b, the score of the empty image.
+        p_absent: see the function `p_absent`; None if the encoding is not refined.
     """
 
     prompt: str
@@ -146,12 +154,13 @@ class Localization:
 
 
 def as_facts(name: str, size: tuple[int, int], model: str, found: list[Localization]) -> dict:
-    """What was found in an image, as `vlscore localize --json` prints it and the page gives it.
+    """Arrange answers about an image as the dict that ``vlscore localize --json`` prints.
 
     Args:
-        name: of the image.
-        size: (W, H) of the upright image in pixels, which the boxes are in.
-        model: its name.
+        name: name of the image.
+        size: (W, H) of the upright image in pixels; the boxes refer to it.
+        model: name of the model.
+        found: the answers.
     """
     results = [
         {
@@ -168,7 +177,11 @@ def as_facts(name: str, size: tuple[int, int], model: str, found: list[Localizat
 
 
 def as_text(found: list[Localization]) -> str:
-    """What was found in an image, as `vlscore localize` prints it."""
+    """Format answers about an image as the text that ``vlscore localize`` prints.
+
+    Args:
+        found: the answers.
+    """
     lines = []
     for each in found:
         state = f"{len(each.boxes)} found" if each.present else "absent"

@@ -1,4 +1,4 @@
-"""What is told to the user when an input cannot be used, and the checks of ranges that all rooms share."""
+"""Errors that the user can fix, and the checks of ranges that all files share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from importlib import import_module
 
 
 class VLScoreError(ValueError):
-    """What the user gave cannot be used: one line that says what is wrong and how to fix it."""
+    """An input cannot be used; the message says in one line what is wrong and how to fix it.
+
+    It is a ``ValueError``.
+    """
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.splitlines()))  # a name that is quoted may hold line breaks
@@ -17,19 +20,19 @@ class MissingPackageError(VLScoreError):
 
 
 def check_temperature(value: float, name: str = "the temperature") -> None:
-    """Raises VLScoreError unless τ is a finite number above 0."""
+    """Raise VLScoreError unless τ is a finite number above 0."""
     if not 0 < value < float("inf"):
         raise VLScoreError(f"{name} is {value}: give a number above 0")
 
 
 def check_threshold(value: float, name: str = "the threshold") -> None:
-    """Raises VLScoreError unless the CAM threshold α lies between 0 and 1."""
+    """Raise VLScoreError unless the CAM threshold α lies between 0 and 1."""
     if not 0 < value < 1:
         raise VLScoreError(f"{name} is {value}: give a number between 0 and 1")
 
 
 def check_keep(keep: int | float | None) -> None:
-    """Raises VLScoreError unless `keep` is None, a number of maps, or a fraction between 0 and 1."""
+    """Raise VLScoreError unless `keep` is None, a number of maps, or a fraction between 0 and 1."""
     is_count = isinstance(keep, int) and not isinstance(keep, bool) and keep >= 1
     is_fraction = isinstance(keep, float) and 0 < keep < 1
     if not (keep is None or is_count or is_fraction):
@@ -37,19 +40,19 @@ def check_keep(keep: int | float | None) -> None:
 
 
 def check_at_least(lowest: int, value: int | None, name: str) -> None:
-    """Raises VLScoreError if a value is given and below the lowest one allowed."""
+    """Raise VLScoreError if a value is given and is below the lowest one allowed."""
     if value is not None and value < lowest:
         raise VLScoreError(f"{name} is {value}: give {lowest} or more")
 
 
 def check_choice(value: str, choices, name: str) -> None:
-    """Raises VLScoreError unless the value is one of the choices."""
+    """Raise VLScoreError unless the value is one of the choices."""
     if value not in choices:
         raise VLScoreError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """A hint for a word that is not known: the known ones nearest to it, in upper or lower case."""
+    """Suggest the known words nearest to an unknown one, ignoring upper and lower case."""
     from difflib import get_close_matches
 
     plain = {each.lower(): each for each in known}
@@ -61,11 +64,11 @@ def import_extra(module: str, extra: str):
     """Import a module that comes with one of the package's extras.
 
     Raises:
-        MissingPackageError: it is not installed; the message names the extra.
+        MissingPackageError: the module is not installed; the message names the extra.
     """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise MissingPackageError(
-            f"this needs the package {error.name}: install it by pip install 'vlscore[{extra}]'"
+            f"this needs the package {error.name}: install it with pip install 'vlscore[{extra}]'"
         ) from None

@@ -1,4 +1,4 @@
-"""Pictures: photos with heat maps and boxes, and cases side by side."""
+"""Figures: photos with heat maps and boxes, and cases side by side."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ OPACITY = 0.85  # of the highest heat
 
 
 def draw_localizations(image, localizations: list[Localization], encoding: Encoding, title: str = ""):
-    """Draw photo, heat map and boxes side by side, one row a prompt.
+    """Draw photo, heat map and boxes side by side, with one row for each prompt.
 
     Args:
-        image: a path or a PIL image.
+        image: a path or a PIL image, the one that was encoded.
+        localizations: the answers, one for each row.
+        encoding: the encoded image.
+        title: plain text above the figure.
 
     Returns:
-        A matplotlib Figure; ``savefig`` writes it.
+        A matplotlib Figure; its method ``savefig`` writes it.
     """
     from matplotlib.figure import Figure
 
@@ -52,14 +55,15 @@ def draw_localizations(image, localizations: list[Localization], encoding: Encod
 
 
 def show_heat(panel, image, saliency: torch.Tensor | None, encoding: Encoding | None = None) -> None:
-    """Show a photo on a matplotlib Axes, in grey under its saliency map (h, w), where that was cut from.
+    """Show a photo on a matplotlib Axes, in grey under its saliency map.
 
-    The opacity of a colour follows its heat, so that the photo shows where the map is cold.
+    The hotter the map, the more opaque its colour, so that the photo shows through where the map is cold.
 
     Args:
+        panel: the Axes.
         image: a path or a PIL image, the one that was encoded, or a smaller copy of it.
-        saliency: None shows the photo in its colours.
-        encoding: of the saliency map; without one, the map covers the whole photo.
+        saliency: (h, w); None shows only the photo, in colour.
+        encoding: the encoded image, which places the map; without it, the map covers the whole photo.
     """
     image = load_image(image)
     W, H = encoding.fit.size if encoding else image.size
@@ -75,7 +79,13 @@ def show_heat(panel, image, saliency: torch.Tensor | None, encoding: Encoding | 
 
 
 def show_legend(figure, axes, label: str = "saliency, from its lowest to its highest") -> None:
-    """Put the heat maps' colours beside or below some of a matplotlib Figure's Axes."""
+    """Add the colour scale of the heat maps below some of a matplotlib Figure's Axes.
+
+    Args:
+        figure: the Figure.
+        axes: the Axes that the scale belongs to.
+        label: text below the scale.
+    """
     from matplotlib.cm import ScalarMappable
 
     colours = ScalarMappable(cmap=COLOUR_MAP)
@@ -84,7 +94,14 @@ def show_legend(figure, axes, label: str = "saliency, from its lowest to its hig
 
 
 def show_boxes(panel, boxes, colour: str = BOX_COLOUR, **style) -> None:
-    """Draw boxes on a matplotlib Axes that shows the photo."""
+    """Draw boxes on a matplotlib Axes that shows the photo.
+
+    Args:
+        panel: the Axes.
+        boxes: (x0, y0, x1, y1) each, in pixels of the photo, half-open.
+        colour: any colour of matplotlib.
+        style: options of `matplotlib.patches.Rectangle`.
+    """
     from matplotlib.patches import Rectangle
 
     for x0, y0, x1, y1 in boxes:
@@ -94,16 +111,17 @@ def show_boxes(panel, boxes, colour: str = BOX_COLOUR, **style) -> None:
 
 
 def draw_case_study(image, rows: dict[str, tuple], prompts=(), count: int = 4):
-    """Draw the maps of several sources, and where each puts what is asked for (report, figures 7, 11, 12).
+    """Draw the maps of several sources, and the saliency map of each for some prompts (report, figures 7, 11,
+    12).
 
-    The photo is shown bare where a prompt is absent.
+    If a prompt is absent, the photo is shown without a map.
 
     Args:
         image: a path or a PIL image, the one that was encoded.
-        rows: name of a source -> its `Encoding`, and a saliency map for each prompt, None where it is
-            absent; sources of several models may stand together, see `list_sources`.
-        prompts: N, a column each; none to show the maps only.
-        count: number of maps shown, those that `select_maps` takes first.
+        rows: a dict from the name of a source to its `Encoding` and a list of saliency maps, one for each
+            prompt, None if absent.  Sources of several models may be combined, see `list_sources`.
+        prompts: N prompts, one for each column; none shows the maps only.
+        count: number of maps to show, those that `select_maps` takes first.
 
     Returns:
         A matplotlib Figure.
@@ -134,20 +152,33 @@ def draw_case_study(image, rows: dict[str, tuple], prompts=(), count: int = 4):
 
 
 def render_jpeg(figure, dpi: int = 80) -> bytes:
-    """Render a matplotlib Figure as JPEG, about ten times smaller than PNG for a photo."""
+    """Render a matplotlib Figure as JPEG, which is about ten times smaller than PNG for a photo.
+
+    Args:
+        figure: the Figure.
+        dpi: dots per inch.
+
+    Returns:
+        The bytes of the file.
+    """
     content = BytesIO()
     figure.savefig(content, format="jpeg", dpi=dpi, pil_kwargs={"quality": 70, "optimize": True})
     return content.getvalue()
 
 
 def draw_overlay(image, saliency, encoding: Encoding, boxes=(), title: str = "", width: int = 400) -> bytes:
-    """Draw one answer, the photo under its heat map and boxes, as a small JPEG: in some 40 ms.
+    """Draw one answer, the photo under its heat map and boxes, as a small JPEG, in about 40 ms.
 
     Args:
         image: a path or a PIL image, the one that was encoded, or a smaller copy of it.
-        saliency: S (h, w); None shows the bare photo.
-        title: above the photo; cut where it does not fit.
-        width: of the picture in pixels.
+        saliency: (h, w); None shows only the photo.
+        encoding: the encoded image.
+        boxes: (x0, y0, x1, y1) each, in pixels of the original image.
+        title: text above the photo; it is cut if it does not fit.
+        width: width of the picture in pixels.
+
+    Returns:
+        The bytes of the file.
     """
     from matplotlib.figure import Figure
 
@@ -165,11 +196,16 @@ def draw_overlay(image, saliency, encoding: Encoding, boxes=(), title: str = "",
 
 
 def draw_contact_sheet(photos, ending: str = ".jpg", columns: int = 5, side: int = 240) -> bytes:
-    """Photos with their boxes in a grid, row by row -> the content of a JPEG or PNG file.
+    """Draw photos with their boxes in a grid, row by row, as a JPEG or PNG.
 
     Args:
-        photos: (path, boxes) of each, boxes in pixels of the photo.
-        side: of a photo's place in pixels.
+        photos: (path, boxes) of each photo; boxes are in pixels of the photo.
+        ending: ``".png"`` for PNG; any other ending gives JPEG.
+        columns: largest number of columns.
+        side: side of a photo's cell in the grid, in pixels.
+
+    Returns:
+        The bytes of the file.
     """
     from PIL import Image, ImageDraw
 
@@ -192,6 +228,6 @@ def draw_contact_sheet(photos, ending: str = ".jpg", columns: int = 5, side: int
 
 
 def plain_text(text, limit=60):
-    """Text that matplotlib shows as it is: no mathematics, no line breaks, not too long."""
+    """Escape text for matplotlib: no mathematics, no line breaks, and at most ``limit`` characters."""
     text = " ".join(text.split()).replace("$", r"\$")
     return text if len(text) <= limit else text[: limit - 1] + "…"

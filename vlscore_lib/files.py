@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON."""
+"""Files that are written atomically, and JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from vlscore_lib.errors import VLScoreError
 
 
 def write_whole(path, content: bytes) -> None:
-    """Write a file whole or not at all: an existing one stays as it was if anything fails."""
+    """Write a file atomically: if anything fails, an existing file stays as it was.
+
+    Args:
+        path: the file; its folder must exist.
+        content: the bytes to write.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".vlscore-")
     try:
@@ -36,10 +44,13 @@ def _umask():
 
 
 def read_json(path):
-    """Read a run's JSON file.
+    """Read a JSON file of an evaluation's folder.
+
+    Args:
+        path: the file.
 
     Raises:
-        VLScoreError: no such file, or another kind.
+        VLScoreError: the file does not exist, or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -48,13 +59,13 @@ def read_json(path):
 
 
 def read_lines(path, wanted: str) -> list[str]:
-    """The lines of a text file in UTF-8.
+    """Read the lines of a UTF-8 text file.
 
     Args:
-        wanted: what to give instead, for the message.
+        wanted: what kind of file to give instead, for the message.
 
     Raises:
-        VLScoreError: no such file, or no text.
+        VLScoreError: the file does not exist, or is not text.
     """
     try:
         return Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -63,12 +74,12 @@ def read_lines(path, wanted: str) -> list[str]:
 
 
 def to_json(facts) -> bytes:
-    """Facts as the content of a JSON file; a number that is not finite, which JSON has not, is null."""
+    """Encode facts as a JSON file.  A number that is not finite, which JSON does not allow, becomes null."""
     return (json.dumps(drop_nan(facts), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def drop_nan(facts):
-    """Facts with None in the place of each number that is not finite."""
+    """Replace each number that is not finite by None."""
     if isinstance(facts, dict):
         return {key: drop_nan(value) for key, value in facts.items()}
     if isinstance(facts, list | tuple):

@@ -24,10 +24,13 @@ EXIF_AS_TEXT = b"Raw profile type exif\0"
 
 
 def read_content(path) -> bytes:
-    """The content of a file.
+    """Read the bytes of a photo's file.
+
+    Args:
+        path: the file.
 
     Raises:
-        VLScoreError: no such file, or one that cannot be read.
+        VLScoreError: the file does not exist, or cannot be read.
     """
     try:
         return Path(path).read_bytes()
@@ -38,19 +41,19 @@ def read_content(path) -> bytes:
 def load_image(source, formats=None, megapixels: float | None = None) -> Image.Image:
     """Open an image as upright 8-bit RGB.
 
-    Of the metadata only the orientation is read.  An animation gives its first frame; transparency is
-    laid on white; grey, palette, CMYK and 16-bit images are converted; values that are not finite are 0.
+    The orientation is the only metadata that is used.  An animation gives its first frame.  Transparent parts
+    become white.  Grey, palette, CMYK and 16-bit images are converted; values that are not finite become 0.
 
     Args:
         source: a path, the content of a file as bytes, or a PIL image.
-        formats: Pillow's names of the formats allowed; all by default.
-        megapixels: the most that is decoded; Pillow's own limit by default.
+        formats: names of the formats allowed, as Pillow spells them; None allows all.
+        megapixels: size of the largest image that is decoded; None means Pillow's own limit.
 
     Returns:
-        A new RGB image; boxes of it are in its pixels, that is, in the upright frame.
+        A new PIL image in RGB.  Boxes refer to its upright pixels.
 
     Raises:
-        VLScoreError: no such file, not an image, cut short, or too large to be decoded safely.
+        VLScoreError: the file does not exist, is not an image, is cut short, or is too large.
     """
     if isinstance(source, Image.Image):
         path, opened = "the image", nullcontext(source)
@@ -72,7 +75,7 @@ def load_image(source, formats=None, megapixels: float | None = None) -> Image.I
                 if image.width * image.height > limit:
                     raise Image.DecompressionBombError
                 found = convert_to_rgb(turn_upright(image))
-        found.info.clear()  # or who loads it again would turn it again
+        found.info.clear()  # otherwise loading it again would turn it again
         return found
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise VLScoreError(
@@ -89,11 +92,11 @@ def load_image(source, formats=None, megapixels: float | None = None) -> Image.I
 
 @contextmanager
 def open_image(source, formats=None):
-    """A Pillow image while the block runs, its pixels not decoded yet; raises what Pillow does.
+    """Open a Pillow image while the block runs, without decoding it; raises what Pillow raises.
 
     Args:
         source: a path, or a binary file that is open for reading.
-        formats: Pillow's names of the formats allowed; all by default.
+        formats: names of the formats allowed, as Pillow spells them; None allows all.
     """
     # An open file, not its path: Pillow 13 turns an uncompressed TIFF wrongly by its path.
     with nullcontext(source) if hasattr(source, "read") else open(source, "rb") as file:
@@ -105,9 +108,9 @@ def open_image(source, formats=None):
 
 
 def drop_metadata(png: bytes) -> bytes:
-    """Leave out the chunks of a PNG file that no pixel depends on: Pillow refuses a file for their size.
+    """Leave out the chunks of a PNG file that no pixel depends on: Pillow refuses files where they are large.
 
-    EXIF data stays, in a chunk of its own or as text, since it may hold the orientation.
+    EXIF data, in a chunk of its own or as text, is kept, since it may hold the orientation.
     """
     kept, at = [png[: len(PNG_SIGNATURE)]], len(PNG_SIGNATURE)
     while at + 12 <= len(png):
@@ -121,7 +124,7 @@ def drop_metadata(png: bytes) -> bytes:
 
 
 def read_orientation(image: Image.Image) -> int:
-    """The orientation of an image before it is decoded, 1 to 8; 1 where it is missing or broken."""
+    """Read the orientation of an image, 1 to 8, before it is decoded; 1 if it is missing or broken."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
         value = int(value[0] if isinstance(value, tuple) else value)
@@ -132,7 +135,7 @@ def read_orientation(image: Image.Image) -> int:
 
 def stored_size(image: Image.Image) -> tuple[int, int]:
     """(W, H) of an image as the file stores it, before its pixels are decoded."""
-    # Pillow tells the upright size of a TIFF, and the stored one of all other formats.
+    # Pillow gives the upright size of a TIFF, and the stored size of all other formats.
     is_turned = image.format == "TIFF" and TURNS.get(read_orientation(image), (0,))[0]
     return image.size[::-1] if is_turned else image.size
 
@@ -177,8 +180,8 @@ class Fit(NamedTuple):
 
     Attributes:
         size: (W, H) of the original image in pixels.
-        region: (x0, y0, x1, y1), the part of the original's plane that the S×S input shows; it
-            reaches beyond the image where the image was padded.
+        region: (x0, y0, x1, y1), the part of the original image that the S×S input shows, in its pixels; it
+            reaches beyond the image if the image was padded.
     """
 
     size: tuple[int, int]
@@ -186,12 +189,15 @@ class Fit(NamedTuple):
 
 
 def fit_region(size: tuple[int, int], fit: str) -> Fit:
-    """Choose the region of a W×H image that the square input shows.
+    """Choose the region of an image that the encoder's square input shows.
 
     Args:
-        size: (W, H) in pixels.
-        fit: ``"squash"`` the whole image, its sides scaled separately; ``"crop"`` the largest
-            centred square, as CLIP's own preprocessing; ``"pad"`` the smallest square around it.
+        size: (W, H) of the image in pixels.
+        fit: ``"squash"`` shows the whole image and scales its sides separately; ``"crop"`` shows the largest
+            centred square, as CLIP's own preprocessing does; ``"pad"`` shows the smallest square around it.
+
+    Raises:
+        VLScoreError: ``fit`` is none of `FITS`.
     """
     check_choice(fit, FITS, "fit")
     W, H = size

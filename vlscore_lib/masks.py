@@ -1,4 +1,4 @@
-"""Masks: where each map looks, and the embeddings of the images that they mask."""
+"""Masks: which part of the image each map shows, and the embeddings of the masked images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import torch.nn.functional as F
 
 
 def make_masks(maps: torch.Tensor, size: int) -> torch.Tensor:
-    """Turn maps A (C, h, w) into masks M (C, S, S) in [0, 1].
+    r"""Turn maps A (C, h, w) into masks M (C, S, S) in [0, 1].
 
-    M_k = (U_k - min U_k) / (max U_k - min U_k + 1e-7) with U_k = A_k upsampled bilinearly, corners
-    aligned.  A constant map gives a mask of zeros: it shows nothing.  (Wang et al. 2020, eq. 5.)
+    .. math:: M_k = \frac{U_k - \min U_k}{\max U_k - \min U_k + 10^{-7}}
+
+    where :math:`U_k` is :math:`A_k` upsampled bilinearly with aligned corners (Wang et al. 2020, eq. 5).  A
+    constant map gives a mask of zeros, which shows nothing.
+
+    Args:
+        maps: A (C, h, w).
+        size: S, the side of the masks in pixels.
     """
     up = F.interpolate(maps[:, None], size=(size, size), mode="bilinear", align_corners=True)[:, 0]
     low, high = up.amin((1, 2), keepdim=True), up.amax((1, 2), keepdim=True)
@@ -19,22 +25,32 @@ def make_masks(maps: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def varies(maps: torch.Tensor) -> torch.Tensor:
-    """Which maps (C, h, w) are not constant -> (C,) of bool."""
+    """Tell which maps are not constant: (C,) of bool.
+
+    Args:
+        maps: A (C, h, w).
+    """
     return maps.amax((1, 2)) > maps.amin((1, 2))
 
 
 def heat_map(saliency: torch.Tensor, size: int) -> torch.Tensor:
-    """Upsample S (h, w) to (size, size) and scale it to [0, 1], as `make_masks` does."""
+    """Upsample a saliency map to (size, size) and scale it to [0, 1], as `make_masks` does.
+
+    Args:
+        saliency: (h, w).
+        size: side of the result in pixels.
+    """
     return make_masks(saliency[None], size)[0]
 
 
 def embed_masked(encoder, pixels, maps, indices, base, batch_size: int, progress=iter) -> torch.Tensor:
-    """Embed images masked by some of their maps, batch after batch over all the images.
+    """Embed images masked by some of their maps, in batches that run over all the images.
 
     Args:
-        encoder: see `FastEncoder`.
-        pixels: X (N, 3, S, S), and maps: A (N, C, h, w), on the encoder's device.
-        indices: N of (K,), which maps; K may differ from image to image.
+        encoder: see `fast_encoder`.
+        pixels: X (N, 3, S, S), on the encoder's device.
+        maps: A (N, C, h, w), on the encoder's device.
+        indices: N of (K,), the maps to use; K may differ from image to image.
         base: (D,), the embedding of the empty image, on that device.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The options of `encode`, in one object, and the words that they are chosen from."""
+"""The options of `encode`, in one object, and their allowed values."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ class EncodingOptions:
     """How an image is encoded.
 
     Attributes:
-        layer, maps, pca: which maps, see `Model.feature_maps`.
-        keep: how many maps go through the encoder, see `select_maps`; all by default.
-        precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` on a GPU, or ``"auto"``.
-        batch_size: masked images encoded at once, see `choose_batch_size`.
+        layer: name of the layer that the maps come from; None means the model's last, or for a refined ViT
+            its ``fine_layer``.
+        maps: kind of maps, one of `MAPS`, see `Model.feature_maps`.
+        pca: number of principal components of query, key or value maps; None takes the maps themselves.
+        keep: how many maps go through the encoder, see `select_maps`: a number, a share in (0, 1) of the
+            maps' variance, or None for all.
+        precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` on a GPU, or ``"auto"``, see
+            `choose_precision`.
+        batch_size: number of masked images encoded at once; None means `choose_batch_size`.
         fit: ``"squash"``, ``"crop"`` or ``"pad"``, see `fit_region`.
         refined: whether saliency maps and boxes are refined, see `refine` and `split_instances`.
     """
@@ -34,7 +39,7 @@ class EncodingOptions:
     refined: bool = False
 
     def check(self) -> None:
-        """Check all that does not depend on the model.
+        """Check everything that does not depend on the model.
 
         Raises:
             VLScoreError: an option is out of range.

@@ -1,4 +1,4 @@
-"""The photos, and other files, below a folder."""
+"""The photos and other files below a folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlscore_lib.errors import VLScoreError
 
 @cache
 def photo_endings() -> frozenset[str]:
-    """The endings of all formats that can be read."""
+    """Return the file endings of all formats that can be read."""
     from PIL import Image
 
     Image.init()
@@ -21,7 +21,7 @@ def photo_endings() -> frozenset[str]:
 
 
 def walk_files(root: Path, endings, besides=None) -> Iterator[Path]:
-    """The files below a folder by their endings; hidden ones, and what links lead out to, are left out.
+    """List the files with given endings below a folder, without hidden files and links that lead out of it.
 
     Args:
         besides: a folder below it to leave out.
@@ -39,14 +39,20 @@ def walk_files(root: Path, endings, besides=None) -> Iterator[Path]:
 
 
 def find_photos(folder, besides=None) -> list[Path]:
-    """Every photo below a folder, by its path, see `walk_files`.
+    """Find every photo below a folder, sorted by path.
+
+    Hidden files and folders are skipped, and so are links that lead out of the folder.
+
+    Args:
+        folder: the folder.
+        besides: a folder inside it to leave out; None leaves out none.
 
     Raises:
-        VLScoreError: no such folder, or no photo in it.
+        VLScoreError: the folder does not exist, or has no photo in it.
     """
     root = Path(folder)
     if not root.is_dir():
-        raise VLScoreError(f"{folder} is no folder: give one with photos")
+        raise VLScoreError(f"{folder} is not a folder: give a folder of photos")
     found = sorted(walk_files(root, photo_endings(), besides))
     if not found:
         raise VLScoreError(f"{folder} has no photo in it: give a folder with JPEG, PNG or other photos")

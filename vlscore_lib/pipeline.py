@@ -1,4 +1,4 @@
-"""A pipeline of two steps: the second runs in a thread, while the first goes on."""
+"""A pipeline of two steps: the second step runs in a thread while the first continues."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 def finish_behind(items: Iterable, finish: Callable) -> Iterator:
     """Finish each item in a thread while the next one is made -> the results, in order.
 
-    At most two items are held at a time.  If making an item fails, the one before is finished and
-    yielded first, so that no work is lost.
+    At most two items are held at a time.  If making an item fails, the one before it is still finished and
+    yielded, so that no work is lost.
 
     Args:
         items: an iterator that makes an item at each step, in this thread.

@@ -6,21 +6,21 @@ import sys
 
 
 def show_progress(batches):
-    """A bar on stderr when a terminal is attached and the job lasts longer than two seconds."""
+    """Show a bar on stderr if it is a terminal and the job lasts longer than two seconds."""
     from tqdm import tqdm
 
     return tqdm(batches, "encoding masked images", unit="batch", delay=2, leave=False, disable=None)
 
 
 def show_checking(photos):
-    """The same while photos are checked."""
+    """Show such a bar while photos are checked."""
     from tqdm import tqdm
 
     return tqdm(photos, "checking photos", unit="photo", delay=2, leave=False, disable=None)
 
 
 class Pace:
-    """Images a second and the time left, on stderr: a bar, or a line every half minute without a terminal."""
+    """Show images per second and the time left on stderr: a bar, or lines if it is no terminal."""
 
     def __init__(self, total, name="evaluating"):
         self.total, self.name, self.bar = total, name, None
@@ -28,7 +28,7 @@ class Pace:
     def __call__(self, count, measured=True):
         from tqdm import tqdm
 
-        if self.bar is None:  # not before there is something to show: an error is told in one line
+        if self.bar is None:  # only when there is something to show, so that an error is a single line
             every = 0.1 if sys.stderr.isatty() else 30
             self.bar = tqdm(
                 desc=self.name, total=self.total, unit="image", mininterval=every, maxinterval=every

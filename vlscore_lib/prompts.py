@@ -1,4 +1,4 @@
-"""Prompts: templates, what a prompt may hold, the names of classes, and words for other things."""
+"""Prompts: templates, checks, the names of classes, and everyday words to compare a prompt with."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def check_prompt(prompt: str, count_tokens, most: int = MAX_TOKENS) -> None:
         most: the model's context length.
 
     Raises:
-        VLScoreError: it is empty, holds a NUL character, is not Unicode or has more tokens than fit.
+        VLScoreError: the prompt is empty, has a NUL character, is not valid Unicode or has too many tokens.
     """
     if not prompt.strip():
         raise VLScoreError("the prompt is empty: write what to look for")
     if "\0" in prompt:
-        raise VLScoreError(f"the prompt {prompt!r} holds a NUL character: take it out")
+        raise VLScoreError(f"the prompt {prompt!r} has a NUL character: remove it")
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise VLScoreError(f"the prompt {prompt!r} is not valid Unicode: write it in UTF-8")
     if (tokens := count_tokens(prompt)) > most:
@@ -47,7 +47,11 @@ def check_prompt(prompt: str, count_tokens, most: int = MAX_TOKENS) -> None:
 
 
 def prompt_templates(templates: str) -> tuple[str, ...]:
-    """The prompts with ``{}`` for a class's name that `Protocol.templates` names."""
+    """Return the prompts, with ``{}`` in place of a class's name, that `Protocol` knows by a name.
+
+    Args:
+        templates: ``"report"`` for the report's one prompt, ``"clip"`` for the 80 of CLIP's authors.
+    """
     if templates == "report":
         return (TEMPLATE,)
     metadata = import_extra("open_clip.zero_shot_metadata", "models")
@@ -61,11 +65,14 @@ def _imagenet_facts(name):
 
 
 def imagenet_classes(names: str = "imagenet") -> dict[str, list[str]]:
-    """The 1,000 ImageNet classes, in their order: wnid -> names.
+    """Return the 1,000 ImageNet classes in their order: a dict from wnid to names.
 
     Args:
-        names: ``"imagenet"``, all synonyms (package imagenet-classes), or ``"clip"``, the one name that
-            CLIP's authors gave each (package open-clip-torch).
+        names: ``"imagenet"`` for all synonyms (package imagenet-classes), or ``"clip"`` for the single name
+            that CLIP's authors gave each class (package open-clip-torch).
+
+    Raises:
+        VLScoreError: ``names`` is neither of them, or the package is not installed.
     """
     check_choice(names, NAMES, "names")
     wnids = _imagenet_facts("imagenet1k_to_21k.json").values()
@@ -77,11 +84,15 @@ def imagenet_classes(names: str = "imagenet") -> dict[str, list[str]]:
 
 
 def imagenet_label(name: str) -> str | None:
-    """The wnid of an ImageNet validation photo, by its file's name without ending."""
+    """Look up the wnid of an ImageNet validation photo by its file name; None if there is no such photo.
+
+    Args:
+        name: the file's name without its ending, such as ``"ILSVRC2012_val_00000001"``.
+    """
     index = _imagenet_facts("val_image_to_1k_label.json").get(f"{name}.JPEG")
     return None if index is None else _imagenet_facts("imagenet1k_to_21k.json")[str(index)]
 
 
 def everyday_things() -> list[str]:
-    """The names of COCO's 80 everyday things (Lin et al. 2014)."""
+    """Return the names of COCO's 80 everyday things (Lin et al. 2014)."""
     return [" ".join(name.split()) for name in EVERYDAY_THINGS.split(",")]

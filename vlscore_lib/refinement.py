@@ -12,16 +12,17 @@ from vlscore_lib.encoding import Scale
 
 REGIONS = 16  # leaves of the tree of clusters
 SHARPNESS = 8.0  # β of the affinity of a ViT's cells
-FINEST = 40  # most cells on a side of the features; finer ones are pooled
+FINEST = 40  # largest number of cells on a side of the features; finer ones are pooled
 MARGIN = 1 / 12  # of the image's side that is near the border
-SMOOTHING = 28  # smaller details than S over this make no instance
+SMOOTHING = 28  # details smaller than S divided by this are not instances
 
 
 def cluster_maps(features: torch.Tensor) -> torch.Tensor:
-    """Regions of like cells as maps of 0 and 1: the nodes of a tree of clusters, (2·`REGIONS` - 2, h, w).
+    """Cluster similar neighbouring cells into regions: maps of 0 and 1, (30, h, w).
 
-    Neighbouring cells are merged by Ward's criterion (1963) on their unit features; the nodes from the two
-    halves of the image down to `REGIONS` leaves are at several sizes what an object or a part of it may be.
+    Ward's criterion (1963) merges neighbouring cells by their unit features into a tree.  The regions are the
+    tree's 30 nodes from the two halves of the image down to 16 leaves.  An object, or a part of it, may be a
+    region of any size.
 
     Args:
         features: (F, h, w).
@@ -41,13 +42,15 @@ def cluster_maps(features: torch.Tensor) -> torch.Tensor:
 
 
 class Sharpening(NamedTuple):
-    """How `sharpen` fits a seed to features; the defaults are those that `choose_refinement.py` chose.
+    """How `sharpen` fits a seed to features.
+
+    The defaults were chosen by ``scripts/choose_refinement.py``.
 
     Attributes:
-        repeats: how often.
-        confidence: power of the seed by which cells count for the object.
-        border: by how much more cells near the border of the image count for the background.
-        shrinkage: of the covariance, in [0, 1], towards equal variances without correlation.
+        repeats: number of sharpening passes.
+        confidence: the power of the seed that weighs a cell as object.
+        border: factor by which cells near the border of the image weigh more as background.
+        shrinkage: how far, in [0, 1], the covariance is shrunk towards equal variances without correlation.
     """
 
     repeats: int = 2
@@ -62,13 +65,15 @@ SHARPENING = Sharpening()
 def gather_evidence(
     scales: tuple[Scale, ...], w: torch.Tensor, text_embedding: torch.Tensor, grid
 ) -> torch.Tensor:
-    """What says where the object is, each the sum over a CNN's scales: (3, h, w), 0 or more.
+    """Gather three maps of evidence for a CNN's object, each summed over the scales: (3, h, w), 0 or more.
 
-    The maps summed with their weights; the similarity maps, see `Model.similarity_map`; and the plain means
-    of the maps, which no text changes.
+    They are the weighted sum of the maps, the similarity map (see `Model.similarity_map`), and the mean of
+    the maps, which depends on no text.
 
     Args:
-        w, text_embedding: see `refine`.
+        scales: from `read_scales`.
+        w: (C,), see `weights`.
+        text_embedding: (D,), of any norm.
         grid: (h, w) of the evidence.
     """
     text = F.normalize(text_embedding.cpu().float(), dim=-1)
@@ -82,18 +87,29 @@ def gather_evidence(
 def locate_seed(
     scales: tuple[Scale, ...], w: torch.Tensor, text_embedding: torch.Tensor, grid
 ) -> torch.Tensor:
-    """Where masks, cells and the maps themselves agree that a CNN sees the object: (h, w) in [0, 1].
+    """Estimate which cells a CNN's object covers, by three kinds of evidence: (h, w) in [0, 1].
 
-    The geometric mean of the three, see `gather_evidence`: a text that the model hardly knows tells cells
-    apart badly, and falls back on what stands out.
+    The estimate is the geometric mean of `gather_evidence`.  If the model hardly knows the text, the
+    text-free evidence still marks what stands out in the image.
+
+    Args:
+        scales: from `read_scales`.
+        w: (C,), see `weights`.
+        text_embedding: (D,), of any norm.
+        grid: (h, w) of the estimate.
     """
     return min_max(gather_evidence(scales, w, text_embedding, grid).prod(0) ** (1 / 3))
 
 
 def sharpen(likely: torch.Tensor, features: torch.Tensor, how: Sharpening = SHARPENING) -> torch.Tensor:
-    """Fit a seed (h, w) in [0, 1] to the edges that features (F, h, w) see: (h, w) in [0, 1].
+    """Fit a seed to the edges in the features: (h, w) in [0, 1].
 
-    The seed becomes its geometric mean with what `discriminate` makes of it; then again, with the result.
+    Each pass replaces the seed by its geometric mean with `discriminate`.
+
+    Args:
+        likely: the seed (h, w) in [0, 1], see `locate_seed`.
+        features: (F, h, w).
+        how: the constants.
     """
     for _ in range(how.repeats):
         likely = min_max((likely * discriminate(likely, features, how).clamp(0, 1)).sqrt())
@@ -101,11 +117,13 @@ def sharpen(likely: torch.Tensor, features: torch.Tensor, how: Sharpening = SHAR
 
 
 def diffuse(saliency: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Give each cell the mean of the saliency (h', w') over all cells, by how they resemble it: (h, w).
+    r"""Give each cell the mean of the saliency over all cells, weighted by similarity: (h, w).
 
-    Cell j has the weight softmax_j(β cos(f_i, f_j)) in cell i, β = `SHARPNESS`.
+    Cell :math:`j` has the weight :math:`\mathrm{softmax}_j(8 \cos(f_i, f_j))` in the mean of cell :math:`i`,
+    where :math:`f` are the features.
 
     Args:
+        saliency: (h', w'); it is upsampled to (h, w).
         features: (F, h, w), unit vectors.
     """
     f = features.flatten(1)
@@ -114,16 +132,17 @@ def diffuse(saliency: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
 
 
 def discriminate(likely: torch.Tensor, features: torch.Tensor, how: Sharpening = SHARPENING) -> torch.Tensor:
-    """Tell object from background by their features, as far as a seed in [0, 1] tells them apart: (h, w).
+    """Separate object from background by their features: (h, w), 1 at the object's mean and 0 at the
+    background's.
 
-    Fisher's linear discriminant (1936) between the cells weighted with a power of the seed and with the
-    square of its complement, with a shrunk covariance (Friedman 1989): 0 in the mean of the background and 1
-    in that of the object.  What is at the border of the image is rather background (Wei et al. 2012), so
-    cells there count more for it.
+    This is Fisher's linear discriminant (1936) with a shrunk covariance (Friedman 1989).  The seed weighs
+    cells as object, and its complement weighs them as background.  Cells at the border of the image weigh
+    more as background, since objects are seldom there (Wei et al. 2012).
 
     Args:
-        likely: (h, w), see `locate_seed`.
+        likely: the seed (h, w) in [0, 1], see `locate_seed`.
         features: (F, h, w).
+        how: the constants.
     """
     # In float64: the solution of the equations amplifies rounding.
     f, likely = features.flatten(1).T.double(), likely.flatten().double()  # (h·w, F), (h·w,)
@@ -138,7 +157,7 @@ def discriminate(likely: torch.Tensor, features: torch.Tensor, how: Sharpening =
 
 
 def weigh_border(h: int, w: int, border: float) -> torch.Tensor:
-    """How much each cell of a grid counts for the background: (h·w,), ``border`` in a margin, else 1."""
+    """Weigh each cell of a grid as background: (h·w,), ``border`` near the border of the image, else 1."""
     weights = torch.full((h, w), border, dtype=torch.float64)
     rows, columns = (max(round(side * MARGIN), 1) for side in (h, w))
     weights[rows : h - rows, columns : w - columns] = 1.0
@@ -146,12 +165,12 @@ def weigh_border(h: int, w: int, border: float) -> torch.Tensor:
 
 
 def unit_features(found: torch.Tensor) -> torch.Tensor:
-    """Features (F, h, w) as unit vectors, on a grid that the refinement can afford."""
+    """Scale features (F, h, w) to unit vectors, after pooling them if the grid is too fine."""
     return F.normalize(found if found.shape[-1] <= FINEST else F.avg_pool2d(found, 2), dim=0)
 
 
 def weighted_sum(weights: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-    """relu of the sum of maps (K, h, w), each times its weight (K,): (h, w)."""
+    """Compute relu of the sum of maps (K, h, w), each times its weight (K,): (h, w)."""
     return torch.einsum("k,khw->hw", weights, maps).relu()
 
 
@@ -172,16 +191,25 @@ def min_max(x: torch.Tensor) -> torch.Tensor:
 
 
 def split_instances(heat: np.ndarray, prominence: float) -> tuple[np.ndarray, np.ndarray]:
-    """Find the peaks of a heat map (S, S) in [0, 1] and the basin of each: labels (S, S) from 1, 0 for none.
+    """Find the peaks of a heat map, and the basin around each.
 
-    A peak of the smoothed map rises at least ``prominence``, a share of the map's range, above the saddle to
-    a higher one; its basin is what the watershed (Vincent and Soille 1991) gives it.
+    A peak of the smoothed map rises at least ``prominence`` above the saddle to a higher peak.  The watershed
+    (Vincent and Soille 1991) assigns each pixel to a basin.  `find_boxes` cuts one box for each peak; it
+    drops components without a peak, unless none has one.
+
+    Args:
+        heat: (S, S) in [0, 1].
+        prominence: a share of the map's range.
+
+    Returns:
+        Two arrays (S, S) of integers.  The first has the numbers of the peaks, from 1, and 0 elsewhere; the
+        second has the numbers of the basins.
     """
     from scipy import ndimage
     from skimage.morphology import local_maxima, reconstruction
     from skimage.segmentation import watershed
 
-    # What is smooth needs few samples: every fourth pixel.
+    # A smooth map needs few samples: every fourth pixel.
     smooth = ndimage.gaussian_filter(heat, len(heat) / SMOOTHING, mode="nearest")[2::4, 2::4]
     smooth = (smooth - smooth.min()) / max(smooth.max() - smooth.min(), 1e-12)
     # Lowered by h and regrown under itself, a heat map keeps the peaks of prominence h (Soille 2003, 6.3.4).

@@ -1,17 +1,17 @@
 """Draw scenes of coloured shapes, with ground truth, in ImageNet's official layout.
 
-A scene is one to three objects of 80 classes (ten shapes in eight colours) on a textured background
-with unlabelled strokes.  Objects differ in size, rotation, shade and texture; other objects in the
-scene share the first one's shape or its colour, so that neither alone tells them apart, and stand
-next to it, so that a coarse map joins them.  The first object is the scene's label, as the class is
-an ImageNet photo's.  A folder of scenes has::
+A scene has one to three objects of 80 classes (ten shapes in eight colours) on a textured background with
+unlabelled strokes.  Objects differ in size, rotation, shade and texture.  The other objects in a scene
+usually share the first one's shape or its colour, so neither alone identifies it.  They touch it, so a coarse
+map joins them.  The first object is the scene's label, as the class is an ImageNet photo's.  A folder of
+scenes has::
 
     val/scenes_val_00000001.JPEG
     bbox/val/scenes_val_00000001.xml     all objects, the label's first; 0-based inclusive corners
     LOC_synset_mapping.txt               one line for each class: its number and its names
     LOC_val_solution.csv                 one line for each scene: its label and the boxes of that class
 
-The same count, seed and size give the same bytes; scene n does not depend on the count.
+The same count, seed and size give the same bytes.  Scene n does not depend on the count.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ SUPERSAMPLING = 3  # of an object's outline, for smooth edges
 
 
 def class_names() -> list[str]:
-    """The usual name of each of the 80 classes."""
+    """Return the usual name of each of the 80 classes."""
     return [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
 
 def classes() -> list[tuple[str, list[str]]]:
-    """The 80 classes by index: number (as ImageNet's wnid) and names, the first the usual one."""
+    """Return the 80 classes by index: the number, like ImageNet's wnid, and the names, the usual first."""
     found = []
     for shape, other_shape in SHAPES.items():
         for colour, (*_, other_colour) in COLOURS.items():
@@ -70,7 +70,7 @@ def classes() -> list[tuple[str, list[str]]]:
 
 
 def outline(shape: str) -> list[np.ndarray]:
-    """Polygons (n, 2) in the unit circle: the shape's edge, then the hole in it if it has one."""
+    """Return polygons (n, 2) in the unit circle: the shape's edge and, if it has one, the hole in it."""
     turn = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     circle = np.stack([np.cos(turn), np.sin(turn)], 1)
     if shape == "circle":
@@ -103,7 +103,7 @@ def outline(shape: str) -> list[np.ndarray]:
 
 
 def silhouette(shape: str, radius: float, angle: float) -> Image.Image:
-    """The shape as an 8-bit mask with smooth edges, cut to its bounding box."""
+    """Draw the shape as an 8-bit mask with smooth edges, cut to its bounding box."""
     side = int(2 * radius + 3) * SUPERSAMPLING
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     mask = Image.new("L", (side, side))
@@ -116,21 +116,21 @@ def silhouette(shape: str, radius: float, angle: float) -> Image.Image:
 
 
 def colour_of(rng, name: str) -> np.ndarray:
-    """A shade of a named colour, RGB (3,) in 0–255."""
+    """Draw a random shade of a named colour: RGB (3,), 0 to 255."""
     hue, spread, saturation, value, _ = COLOURS[name]
     turned = (hue + rng.uniform(-spread, spread)) / 360 % 1
     return 255 * np.array(colorsys.hsv_to_rgb(turned, rng.uniform(*saturation), rng.uniform(*value)))
 
 
 def texture(rng, size: tuple[int, int], cells: int) -> np.ndarray:
-    """Smooth noise (H, W) in [-1, 1] with about `cells` bumps along a side."""
+    """Make smooth noise (H, W) in [-1, 1] with about `cells` bumps along a side."""
     grid = (255 * rng.random((cells, cells))).astype(np.uint8)
     smooth = Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC)
     return np.asarray(smooth, dtype=np.float32) / 127.5 - 1
 
 
 def shade(rng, size: tuple[int, int]) -> np.ndarray:
-    """Light falling across a surface, a factor (H, W) around 1: a gradient and a texture."""
+    """Shade a surface by a factor (H, W) around 1: a gradient of light and a texture."""
     W, H = size
     angle = rng.uniform(0, 2 * np.pi)
     x, y = np.linspace(-1, 1, W, dtype=np.float32), np.linspace(-1, 1, H, dtype=np.float32)
@@ -143,7 +143,7 @@ def shade(rng, size: tuple[int, int]) -> np.ndarray:
 
 
 def choose_objects(rng, count: int) -> list[tuple[str, str]]:
-    """(colour, shape) of each object; the others share one of the two with the first, as a rule."""
+    """Choose (colour, shape) of each object; the others usually share one of the two with the first."""
     colours, shapes = list(COLOURS), list(SHAPES)
     first = str(rng.choice(colours)), str(rng.choice(shapes))
     chosen = [first]
@@ -161,7 +161,7 @@ def choose_objects(rng, count: int) -> list[tuple[str, str]]:
 
 
 def background(rng, size: tuple[int, int]) -> np.ndarray:
-    """A muted, textured ground (H, W, 3) with thin strokes of any colour on it."""
+    """Draw a muted, textured ground (H, W, 3) with thin strokes of any colour on it."""
     W, H = size
     value = np.array([colorsys.hsv_to_rgb(rng.random(), rng.uniform(0, 0.4), 1) for _ in range(2)])
     tones = 255 * value * rng.uniform(0.2, 0.95, (2, 1))
@@ -181,9 +181,9 @@ def background(rng, size: tuple[int, int]) -> np.ndarray:
 
 
 def place(rng, size, extent, taken) -> tuple[int, int, int, int] | None:
-    """A box for an object of `extent`: the first anywhere, the others close to one that is there.
+    """Place an object of `extent`: the first one anywhere, the others close to one that is there.
 
-    Boxes may overlap by a seventh of the smaller one; None if no such place is found.
+    Boxes may overlap by up to 15 % of the smaller one.  Returns None if no place is found.
     """
     for _ in range(60):
         low, high = np.zeros(2, int), np.array(size) - extent
@@ -199,7 +199,7 @@ def place(rng, size, extent, taken) -> tuple[int, int, int, int] | None:
 
 
 def overlap(box, other) -> float:
-    """The share of the smaller of two boxes that lies in the other."""
+    """Compute the share of the smaller of two boxes that lies in the other."""
     width = min(box[2], other[2]) - max(box[0], other[0])
     height = min(box[3], other[3]) - max(box[1], other[1])
     areas = ((each[2] - each[0]) * (each[3] - each[1]) for each in (box, other))
@@ -210,14 +210,14 @@ def draw_scene(rng, size: tuple[int, int], objects: int | None = None, same: boo
     """Draw one scene.
 
     Args:
-        rng: a NumPy Generator.
+        rng: a NumPy Generator, such as `scene_rng` returns.
         size: (W, H) in pixels.
-        objects: how many; one to three at random by default.
-        same: whether all are of one class.
+        objects: number of objects, 1 to 3; None means a random number.
+        same: whether all objects are of one class.
 
     Returns:
-        An RGB image, and (class index, box) of each object, the label's first; boxes are
-        (x0, y0, x1, y1), half-open.
+        An RGB image, and a list of (class index, box), the label's first.  Boxes are (x0, y0, x1, y1) in
+        pixels, half-open.
     """
     count = int(rng.choice([1, 2, 3], p=[0.2, 0.4, 0.4])) if objects is None else objects
     largest = {1: 0.34, 2: 0.29, 3: 0.25}[count]  # radius as a share of the shorter side
@@ -240,7 +240,7 @@ def draw_scene(rng, size: tuple[int, int], objects: int | None = None, same: boo
 
 
 def develop(rng, scene: np.ndarray) -> Image.Image:
-    """What a camera adds: exposure, blur and grain; (H, W, 3) -> image."""
+    """Add what a camera adds, exposure, blur and grain: (H, W, 3) -> image."""
     H, W, _ = scene.shape
     exposed = Image.fromarray((scene * rng.uniform(0.85, 1.1)).clip(0, 255).astype(np.uint8))
     blurred = exposed.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.005) * min(H, W)))
@@ -252,12 +252,17 @@ def develop(rng, scene: np.ndarray) -> Image.Image:
 
 
 def scene_rng(seed: int, number: int) -> np.random.Generator:
-    """The random numbers of one scene of a data set."""
+    """Return the random number generator of one scene of a data set.
+
+    Args:
+        seed: the data set's seed.
+        number: the scene's number, from 1.
+    """
     return np.random.default_rng([seed, number])
 
 
 def annotation(name: str, size: tuple[int, int], objects) -> str:
-    """The scene's XML as ImageNet writes it."""
+    """Write the scene's XML as ImageNet does."""
     lines = [
         f"<annotation><folder>val</folder><filename>{name}</filename>",
         "<source><database>scenes</database></source>",
@@ -273,14 +278,22 @@ def annotation(name: str, size: tuple[int, int], objects) -> str:
 def write_scenes(
     out: Path, count: int, seed: int, size: tuple[int, int], objects: int | None = None, same: bool = False
 ) -> None:
-    """Write a data set of drawn scenes in ImageNet's official layout, whole or not at all.
+    """Write a data set of drawn scenes in ImageNet's official layout, atomically.
+
+    Args:
+        out: a new or empty folder, as a `pathlib.Path`.
+        count: number of scenes.
+        seed: seed of the random numbers.
+        size: (W, H) of each scene in pixels.
+        objects: number of objects in each scene, 1 to 3; None means a random number.
+        same: whether all objects of a scene are of one class.
 
     Raises:
-        VLScoreError: the folder is not empty, so that scenes of two seeds are never mixed.
+        VLScoreError: the folder is not empty.
         OSError: the folder cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise VLScoreError(f"{out} exists and is no empty folder: give a new one")
+        raise VLScoreError(f"{out} exists and is not an empty folder: give a new one")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as part:
         _write_to(Path(part) / "scenes", count, seed, size, objects, same)

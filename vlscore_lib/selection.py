@@ -13,10 +13,13 @@ WIDTH = 2 * 0.5**2  # of its kernel, by which squared distances are divided
 
 
 def mask_cells(maps: torch.Tensor) -> torch.Tensor:
-    """Points whose squared distance says how much two masks differ: (C, h·w), float64.
+    """Turn maps into points whose squared distances say how much their masks differ: (C, h·w), float64.
 
-    A point has the mask's cells before they are upsampled, in [0, 1], each times the root of its share
-    in the energy of all maps: a difference counts where the layer sees something.
+    A point holds the cells of a mask before upsampling, in [0, 1].  Each cell is multiplied by the square
+    root of its share of the energy of all maps, so that a difference counts where the layer responds.
+
+    Args:
+        maps: A (C, h, w).
     """
     cells = maps.double().flatten(1)
     share = (cells**2).sum(0) / (cells**2).sum().clamp_min(1e-30)  # (h·w,), summing to 1
@@ -25,9 +28,14 @@ def mask_cells(maps: torch.Tensor) -> torch.Tensor:
 
 
 def mask_similarity(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """How alike masks are, from their `mask_cells` (C, n) and (K, n): (C, K), 1 if equal.
+    r"""Compute how similar masks are: (C, K), 1 if equal.
 
-    exp(-d² / (2 · 0.5²)), where d is the distance of the points.
+    The similarity is :math:`\exp(-d^2 / (2 \cdot 0.5^2))`, where :math:`d` is the distance of two points of
+    `mask_cells`.
+
+    Args:
+        points: (C, n), from `mask_cells`.
+        others: (K, n), from `mask_cells`.
     """
     squares = (points**2).sum(1)[:, None] + (others**2).sum(1) - 2 * points @ others.T
     return (-squares / WIDTH).exp()
@@ -36,18 +44,21 @@ def mask_similarity(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 def select_maps(maps: torch.Tensor, keep: int | float | None) -> torch.Tensor:
     """Choose the maps worth an encoder pass, without looking at any prompt.
 
-    One after the other, the map is taken whose variance, times what is not yet known of its embedding
-    from the maps taken before, is largest: a map that is strong and unlike the others.  What is not
-    known is the posterior variance of a Gaussian process over masks with the kernel
-    `mask_similarity` (Rasmussen and Williams 2006, eq. 2.26), by a pivoted Cholesky factorisation.
+    Each step takes the map with the largest product of its variance and the unknown part of its embedding: a
+    strong map that is unlike those taken before.  The unknown part is the posterior variance of a Gaussian
+    process over masks with the kernel `mask_similarity` (Rasmussen and Williams 2006, eq. 2.26), computed by
+    a pivoted Cholesky factorisation.
 
     Args:
-        maps: (C, h, w).
-        keep: None for all; an integer n for n maps; a fraction in (0, 1) for as many as it takes until
-            that share of the maps' summed variance is known.
+        maps: A (C, h, w).
+        keep: None takes all maps; an integer n takes n maps; a fraction in (0, 1) takes maps until that share
+            of their total variance is known.
 
     Returns:
         Indices (K,) in ascending order.
+
+    Raises:
+        VLScoreError: ``keep`` is below 1, or a fraction outside of (0, 1).
     """
     C = len(maps)
     check_keep(keep)
@@ -63,7 +74,7 @@ def select_maps(maps: torch.Tensor, keep: int | float | None) -> torch.Tensor:
     for n in range(count):
         if not is_count and n and energy @ unknown <= (1 - keep) * energy.sum():
             break
-        # Rows are taken by `index_select`: a GPU need not tell the number, so that nothing waits for it.
+        # `index_select` takes rows without reading the index back from a GPU, so nothing waits for it.
         best = (energy * unknown).masked_fill(is_taken, -1).argmax()[None]
         row = cells.index_select(0, best)[0]
         distances = squares + squares.index_select(0, best) - 2 * (cells @ row)
@@ -77,15 +88,15 @@ def select_maps(maps: torch.Tensor, keep: int | float | None) -> torch.Tensor:
 
 
 def predict_embeddings(maps: torch.Tensor, indices: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-    """Predict the embeddings of the other maps from those of some.
+    """Predict the embeddings of the maps that did not go through the encoder.
 
-    The posterior mean of the Gaussian process of `select_maps` (Rasmussen and Williams 2006, eq. 2.25),
-    around the mean of the known embeddings.
+    The prediction is the posterior mean of the Gaussian process of `select_maps` (Rasmussen and Williams
+    2006, eq. 2.25), around the mean of the known embeddings.
 
     Args:
         maps: A (C, h, w).
-        indices: (K,), of the maps whose embeddings are known; constant maps are too.
-        embeddings: e (C, D), unit; the unknown rows are not read.
+        indices: (K,), the maps with known embeddings; constant maps are known, too.
+        embeddings: e (C, D), unit; rows of other maps are ignored.
 
     Returns:
         e (C, D), unit, float32.

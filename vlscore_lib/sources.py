@@ -1,4 +1,4 @@
-"""Sources: the maps of an image, and what refinement reads of larger copies of it and a finer layer."""
+"""Sources: the maps of an image, and what refinement reads from larger copies and a finer layer."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ VIT_SCALE = 2  # of the copy that a ViT reads
 
 
 class Source(NamedTuple):
-    """The maps of one image, and where they were read.
+    """The maps of one image, and where they come from.
 
     Attributes:
-        layer, kind: see `Encoding`.
+        layer: see `Encoding`.
+        kind: see `Encoding`.
         maps: A (C, h, w), on the model's device.
-        scales, features: see `read_scales`; none where the encoding is not refined.
+        scales: see `read_scales`; empty if the encoding is not refined.
+        features: see `read_scales`; None if the encoding is not refined.
     """
 
     layer: str
@@ -35,7 +37,7 @@ class Source(NamedTuple):
 
 
 def read_source(model: Model, image, pixels: torch.Tensor, options: EncodingOptions) -> Source:
-    """Read the maps of one image by itself: in a batch, rounding would depend on the number of threads."""
+    """Read the maps of one image on its own: in a batch, rounding would depend on the number of threads."""
     layer = str(model.layers[-1] if options.layer is None else options.layer)
     if options.refined:
         scales, features = read_scales(model, image, options)
@@ -49,18 +51,27 @@ def read_source(model: Model, image, pixels: torch.Tensor, options: EncodingOpti
 
 
 def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Scale, ...], torch.Tensor]:
-    """Read an image at several sizes, a pass for each: an object too small for one grid may fill a finer one.
+    """Read an image at several sizes, because an object too small for one grid may fill cells of a finer one.
 
-    A ViT is read at one size, and its maps are clusters of its keys, see `cluster_maps`.
+    A CNN reads copies with sides of 1, 2.5 and 4 S.  A ViT reads one copy with a side of 2 S, and its maps
+    are clusters of its keys, see `cluster_maps`.
+
+    Args:
+        model: from `load_model`.
+        image: a path or a PIL image.
+        options: layer, kind of maps, fit and precision.
 
     Returns:
-        The scales, the first of the plain method's size where it is a CNN, and the features (F, h, w)
-        of the model's ``fine_layer`` at `FINE_SCALE`, of a ViT at `VIT_SCALE`, unit vectors.
+        The scales, the plain size first for a CNN; and the features (F, h, w), unit vectors, of the model's
+        ``fine_layer`` at 2.5 S (CNN) or 2 S (ViT).
+
+    Raises:
+        VLScoreError: a layer or kind of maps was chosen for a ViT, or the CNN does not have it.
     """
     fine, last = (model.fine_layer, "activation"), (model.layers[-1], "activation")
     if model.is_vit:
         if options.layer not in (None, model.fine_layer) or options.maps != "activation":
-            raise VLScoreError("a refined ViT takes clusters of its keys for maps: leave layer and maps out")
+            raise VLScoreError("a refined ViT uses clusters of its keys as maps: leave layer and maps out")
         wanted, sizes = [(model.fine_layer, "key"), fine], (VIT_SCALE,)
     else:
         layer = model.check_source(options.layer, options.maps, options.pca)

@@ -1,4 +1,4 @@
-"""Encodings on disk: each photo is encoded once for a model, its options, and any words."""
+"""Encodings on disk: each photo is encoded once for a model and its options, whatever is asked later."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from vlscore_lib.options import EncodingOptions
 from vlscore_lib.selection import predict_embeddings
 
 ENDING = ".encoding"
-LARGEST_HALF = 60_000.0  # beyond which half precision has no number
+LARGEST_HALF = 60_000.0  # half precision has no larger numbers
 
 
 class Rows(NamedTuple):
-    """What a photo's encoding tells of texts, without its maps.
+    """The part of a photo's encoding that tells whether a text fits: its embeddings, without the maps.
 
     Attributes:
-        mask_embeddings: (K, D), of the maps that went through the encoder, unit.
+        mask_embeddings: (K, D), unit, of the maps that went through the encoder.
         base_embedding, image_embedding: (D,), unit.
         size: (W, H) of the upright photo.
     """
@@ -42,53 +42,55 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, encoding: Encoding) -> Rows:
-        """Those of a whole encoding."""
+        """Take them from a whole encoding."""
         embeddings = encoding.mask_embeddings[encoding.indices]
         return cls(embeddings, encoding.base_embedding, encoding.image_embedding, encoding.fit.size)
 
 
 class EncodingStore:
-    """A folder of encodings, found by a photo's content, the model's weights and the options.
+    """A folder of encodings, looked up by a photo's content, the model's weights and the options.
 
-    Several processes may use one at a time: a file is written whole, and one that another has taken away
-    is encoded again.
+    Several processes may share a folder.  Files are written atomically, and an encoding that another process
+    has deleted is made again.
+
+    Args:
+        folder: created if it does not exist.
+        model: the model that makes the encodings.
+        options: the options that they are made with.
+        limit: largest size of the folder in GB; beyond it, the least recently used encodings are deleted.
+            None sets no limit.
+
+    Raises:
+        VLScoreError: the folder cannot be created, or the limit is below 0.
     """
 
     def __init__(self, folder, model: Model, options: EncodingOptions, limit: float | None = None):
-        """
-        Args:
-            limit: of the folder in GB, beyond which the encodings that were not used for longest are
-                taken away; none by default.
-
-        Raises:
-            VLScoreError: the folder cannot be made, or the limit is below 0.
-        """
         check_at_least(0, limit, "--encodings-limit")
         self.folder, self.model, self.limit = Path(folder), model, limit
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise VLScoreError(
-                f"{folder} cannot hold encodings ({error.strerror}): choose a folder"
+                f"{folder} cannot hold encodings ({error.strerror}): choose another folder"
             ) from None
         facts = asdict(options) | {"model": model.checksum(), "name": model.name}
-        facts.pop("batch_size")  # which changes nothing but the speed
+        facts.pop("batch_size")  # it changes only the speed
         self.base = sha256(json.dumps(facts, sort_keys=True).encode()).digest()
 
     def file(self, content: bytes) -> Path:
-        """Where the encoding of a photo's file with this content is."""
+        """Return the path of the encoding of a photo whose file has this content."""
         return self.folder / f"{sha256(self.base + sha256(content).digest()).hexdigest()[:40]}{ENDING}"
 
     def read(self, content: bytes) -> Encoding | None:
-        """The encoding of a photo's file with this content; None where it is not here, or damaged."""
+        """Read the encoding of a photo whose file has this content; None if it is missing or damaged."""
         return self.use(content, lambda file: unpack(file, self.model))
 
     def read_rows(self, content: bytes) -> Rows | None:
-        """What the encoding tells of texts, see `Rows`; None as in `read`."""
+        """Read only the embeddings that judge whether a text fits; None if the file is missing or damaged."""
         return self.use(content, read_rows)
 
     def use(self, content: bytes, read):
-        """Read a file in some way, and note that it was used; None where it is not here, or damaged."""
+        """Apply a function to a stored file, and mark it as used; None if the file is missing or damaged."""
         file = self.file(content)
         with suppress(OSError, VLScoreError):
             found = read(file)
@@ -97,7 +99,10 @@ class EncodingStore:
         return None
 
     def write(self, content: bytes, encoding: Encoding) -> Encoding:
-        """Keep an encoding -> as it will be read, so that it makes no difference who encoded it."""
+        """Store an encoding, and return it as a later read will give it.
+
+        Rounding on disk then changes nothing between the first use and later ones.
+        """
         file = self.file(content)
         write_whole(file, pack(encoding, self.model))
         if self.limit is not None:
@@ -105,10 +110,10 @@ class EncodingStore:
         return unpack(file, self.model)
 
     def shrink(self) -> None:
-        """Take away the encodings that were not used for longest, down to the limit."""
+        """Delete the least recently used encodings until the folder is within its limit."""
         found = []
         for file in self.folder.glob(f"*{ENDING}"):
-            with suppress(OSError):  # another process took it away
+            with suppress(OSError):  # another process deleted it
                 status = file.stat()
                 found.append((status.st_mtime_ns, status.st_size, file))
         excess = sum(size for _, size, _ in found) - self.limit * 1e9
@@ -120,10 +125,10 @@ class EncodingStore:
 
 
 def pack(encoding: Encoding, model: Model) -> bytes:
-    """An encoding in half precision, without what can be computed from the rest.
+    """Pack an encoding in half precision, without anything that can be computed from the rest.
 
-    That are embeddings of maps that did not go through the encoder, which are predicted, and of cells of
-    the last layer.  What is left is compressed: behind a rectifier most cells of a map are 0.  Of larger
+    Left out are the predicted embeddings of maps that did not go through the encoder, and the embeddings of
+    the last layer's cells.  The rest is compressed: after a rectifier, most cells of a map are 0.  In larger
     copies of the image, each map and each channel of the features is rounded to steps of its largest value.
     """
     from safetensors.torch import save
@@ -164,7 +169,7 @@ def pack(encoding: Encoding, model: Model) -> bytes:
 
 
 def in_half(value: torch.Tensor) -> torch.Tensor:
-    """In half precision, where its range is enough."""
+    """Convert to half precision if the values are within its range."""
     return value.half() if value.abs().max() < LARGEST_HALF else value
 
 
@@ -172,8 +177,8 @@ def unpack(path: Path, model: Model) -> Encoding:
     """Read what `pack` wrote.
 
     Raises:
-        VLScoreError: another kind of file, or a damaged one.
-        OSError: no such file.
+        VLScoreError: the file is of another kind, or damaged.
+        OSError: the file does not exist.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -211,15 +216,15 @@ def unpack(path: Path, model: Model) -> Encoding:
     except FileNotFoundError:
         raise
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, zlib.error, RuntimeError) as error:
-        raise VLScoreError(f"{path} is no stored encoding ({error}): take it away") from None
+        raise VLScoreError(f"{path} is not a stored encoding ({error}): delete it") from None
 
 
 def read_rows(path: Path) -> Rows:
-    """Read `Rows` alone.
+    """Read only the `Rows` of a packed encoding.
 
     Raises:
-        VLScoreError: another kind of file, or a damaged one.
-        OSError: no such file.
+        VLScoreError: the file is of another kind, or damaged.
+        OSError: the file does not exist.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -232,4 +237,4 @@ def read_rows(path: Path) -> Rows:
     except FileNotFoundError:
         raise
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise VLScoreError(f"{path} is no stored encoding ({error}): take it away") from None
+        raise VLScoreError(f"{path} is not a stored encoding ({error}): delete it") from None

@@ -13,14 +13,14 @@ from vlscore_lib.prompts import TEMPLATE
 
 
 def make_picture_slider(pictures: list[bytes], labels: list[str], name: str, start: int = 0, alt: str = ""):
-    """A slider over rendered pictures that also moves in a published page, without a kernel.
+    """Build a slider over pictures that also moves in a published page, without a kernel.
 
     Args:
-        pictures: JPEG files.
-        labels: the slider's values, one a picture.
-        name: of what the slider changes.
-        start: index of the picture shown first.
-        alt: what the pictures show, in words; the slider's label tells it.
+        pictures: contents of JPEG files.
+        labels: the slider's values, one for each picture.
+        name: caption of the slider.
+        start: index of the picture to show first.
+        alt: description of the pictures in words, shown as the slider's tooltip.
 
     Returns:
         An ipywidgets box to end a cell with.
@@ -37,13 +37,13 @@ def make_picture_slider(pictures: list[bytes], labels: list[str], name: str, sta
 
 
 def build_playground(model: Model, encode, localize, image=None, prompt: str = TEMPLATE.format("cat")):
-    """Widgets to try VL-Score with: own photo, words, layer, kind of maps, τ and α. They need a live kernel.
+    """Build widgets to try VL-Score: photo, prompt, layer, kind of maps, τ and α.  They need a live kernel.
 
-    The photo is encoded when the photo, the layer or the maps change; words and sliders are answered
-    from the `Encoding`.  What cannot be used is told below the controls, in place of an error.
+    The photo is encoded again when the photo, the layer or the maps change; the prompt and the sliders are
+    answered from the `Encoding`.  Errors are shown below the controls.
 
     Args:
-        image: a path or a PIL image to begin with; none waits for an upload.
+        image: a path or a PIL image to start with; None waits for an upload.
         encode: a function of an image, a layer and options of the source -> an `Encoding`.
         localize: a function of an encoding, a prompt, τ and α -> a `Localization`.
 
@@ -99,7 +99,7 @@ def build_playground(model: Model, encode, localize, image=None, prompt: str = T
 
 
 def build_controls(model, prompt):
-    """The playground's widgets but for the photo, by the name of what they set."""
+    """Build the playground's widgets, except for the photo's, by the name of what each one sets."""
     ipywidgets = import_extra("ipywidgets", "notebooks")
 
     wide = {"layout": {"width": "95%", "max_width": "480px"}, "style": {"description_width": "90px"}}
@@ -121,7 +121,7 @@ def build_controls(model, prompt):
 
 
 def open_upload(files):
-    """The image of a FileUpload widget's value."""
+    """Open the image in the value of a FileUpload widget."""
     if not files:
         raise VLScoreError("no photo was chosen: choose one file")
     try:

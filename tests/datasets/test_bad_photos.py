@@ -63,7 +63,7 @@ def swap_sides(xml):
 
 BAD = {
     "no XML": (lambda photo, xml: xml.unlink(), "no annotation"),
-    "XML cut short": (lambda photo, xml: xml.write_text(xml.read_text()[:200]), "no VOC annotation"),
+    "XML cut short": (lambda photo, xml: xml.write_text(xml.read_text()[:200]), "not a VOC annotation"),
     "a folder for an XML": (lambda photo, xml: (xml.unlink(), xml.mkdir()), "no annotation"),
     "another class": (rewrite((0, 0, 9, 9), label="n90000999"), "n90000999"),
     "right of the image": (rewrite((0, 0, W + 1, 9)), "outside"),
@@ -77,15 +77,15 @@ BAD = {
     "wholly in the row beyond": (rewrite((0, H, 9, H)), "outside"),
     "a number of 400 digits": (rewrite((0, 0, 9, 10**400)), ".xml"),
     "no object": (lambda photo, xml: xml.write_text(voc([])), "no object"),
-    "another width": (edit("width", "170"), "tells of 170×"),
-    "sides swapped": (lambda photo, xml: swap_sides(xml), "tells of 120×160 pixels, the photo"),
+    "another width": (edit("width", "170"), "is for 170×"),
+    "sides swapped": (lambda photo, xml: swap_sides(xml), "is for 120×160 pixels, but the photo"),
     "a negative height": (edit("height", "-120"), "-120"),
-    "half a photo": (cut(0.5), "no whole photo"),
-    "most of a photo": (cut(0.95), "no whole photo"),
-    "an empty photo": (cut(0), "no whole photo"),
-    "garbage": (lambda photo, xml: photo.write_bytes(bytes(range(256)) * 9), "no whole photo"),
-    "an XML for a photo": (lambda photo, xml: photo.write_text(xml.read_text()), "no whole photo"),
-    "a folder for a photo": (lambda photo, xml: (photo.unlink(), photo.mkdir()), "no whole photo"),
+    "half a photo": (cut(0.5), "not a complete photo"),
+    "most of a photo": (cut(0.95), "not a complete photo"),
+    "an empty photo": (cut(0), "not a complete photo"),
+    "garbage": (lambda photo, xml: photo.write_bytes(bytes(range(256)) * 9), "not a complete photo"),
+    "an XML for a photo": (lambda photo, xml: photo.write_text(xml.read_text()), "not a complete photo"),
+    "a folder for a photo": (lambda photo, xml: (photo.unlink(), photo.mkdir()), "not a complete photo"),
 }
 
 
@@ -182,7 +182,7 @@ def test_a_photo_that_cannot_be_loaded_is_not_accepted(tmp_path, ten, missing, p
     photo.write_bytes(photo.read_bytes()[:-missing])
     with pytest.raises(vlscore.VLScoreError):
         vlscore.load_image(photo)
-    assert "no whole photo" in refusal(tmp_path)
+    assert "not a complete photo" in refusal(tmp_path)
 
 
 def test_a_photo_too_large_to_be_decoded_is_told(official, monkeypatch):

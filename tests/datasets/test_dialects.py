@@ -105,7 +105,7 @@ BAD = {
 def test_what_is_no_box_is_still_refused(tmp_path, name):
     _, path = add_photo(tmp_path, "p", [])
     path.write_bytes(BAD[name] if isinstance(BAD[name], bytes) else BAD[name].encode())
-    assert "p.xml is no VOC annotation (" in refusal(tmp_path)
+    assert "p.xml is not a VOC annotation (" in refusal(tmp_path)
 
 
 # ── Sizes ────────────────────────────────────────────────────────────────────────────────────────────
@@ -164,7 +164,7 @@ def test_a_list_names_a_photo_by_its_path(repeated, tmp_path, word):
 
 def test_a_name_of_several_photos_in_a_list_is_told(repeated, tmp_path):
     (tmp_path / "list.txt").write_text("0001.JPEG\n")
-    with pytest.raises(vlscore.VLScoreError, match=r"names 0001\.JPEG, as 3 photos are: write its folder"):
+    with pytest.raises(vlscore.VLScoreError, match=r"names 0001\.JPEG, but 3 photos have this name"):
         vlscore.read_dataset(repeated, ids=tmp_path / "list.txt")
 
 

@@ -287,8 +287,8 @@ def test_classes_have_names_for_prompts(tmp_path):
     "lines, message",
     [
         ("cow: ox", "there is no class 'cow'"),
-        ("cat", "'cat' is no 'label: name, name'"),
-        ("cat: ,", "is no 'label: name, name'"),
+        ("cat", "'cat' is not 'label: name, name'"),
+        ("cat: ,", "is not 'label: name, name'"),
     ],
 )
 def test_a_bad_file_of_names_is_told_by_its_line(tmp_path, lines, message):
@@ -316,11 +316,11 @@ def damage(**changes):
 
 ROW = {"image_id": 3, "category_id": 7, "bbox": [1, 2, 3, 4]}
 BAD = {
-    "no category": (damage(annotations=[ROW | {"category_id": 99}]), "all.json is no COCO annotation"),
-    "no image": (damage(annotations=[ROW | {"image_id": 99}]), "of an image 99 that is not listed"),
-    "a word as a box": (damage(annotations=[ROW | {"bbox": "abcd"}]), "all.json is no COCO annotation"),
-    "three numbers": (damage(annotations=[ROW | {"bbox": [1, 2, 3]}]), "all.json is no COCO annotation"),
-    "a list of lists": (damage(images=[[1]]), "all.json is no COCO annotation"),
+    "no category": (damage(annotations=[ROW | {"category_id": 99}]), "all.json is not a COCO annotation"),
+    "no image": (damage(annotations=[ROW | {"image_id": 99}]), "to an image 99 that is not listed"),
+    "a word as a box": (damage(annotations=[ROW | {"bbox": "abcd"}]), "all.json is not a COCO annotation"),
+    "three numbers": (damage(annotations=[ROW | {"bbox": [1, 2, 3]}]), "all.json is not a COCO annotation"),
+    "a list of lists": (damage(images=[[1]]), "all.json is not a COCO annotation"),
     "a name twice": (damage(categories=[{"id": n, "name": "x"} for n in (5, 7, 9)]), "have the same name"),
     "outside": (
         damage(images=[{"id": n, "file_name": "../../etc/a.jpg"} for n in (3, 10, 17)]),
@@ -329,17 +329,17 @@ BAD = {
     "absolute": (damage(images=[{"id": n, "file_name": "/etc/a.jpg"} for n in (3, 10, 17)]), "outside of"),
     "two files": (
         lambda root: [write(root / f"{name}.json", coco()) for name in ("train", "val")],
-        "several COCO files, train.json, val.json: choose one by --boxes FILE",
+        "several COCO files, train.json, val.json: choose one with --boxes FILE",
     ),
-    "a broken file": (lambda root: write(root / "_annotations.coco.json", '{"images": ['), "is no COCO"),
-    "no names": (lambda root: write(root / "data.yaml", "train: ."), "data.yaml is no YOLO data set"),
-    "no YAML": (lambda root: write(root / "data.yaml", "names: [a"), "data.yaml is no YOLO data set"),
-    "no labels": (lambda root: write(root / "data.yaml", "names: [a]"), "has no label of a photo"),
+    "a broken file": (lambda root: write(root / "_annotations.coco.json", '{"images": ['), "is not a COCO"),
+    "no names": (lambda root: write(root / "data.yaml", "train: ."), "data.yaml is not a YOLO data set"),
+    "no YAML": (lambda root: write(root / "data.yaml", "names: [a"), "data.yaml is not a YOLO data set"),
+    "no labels": (lambda root: write(root / "data.yaml", "names: [a]"), "has no labels of its photos"),
     "a split that is not there": (
         lambda root: write(root / "data.yaml", "names: [a]\ntrain: images/train"),
         "names images/train, which is not there",
     ),
-    "two of a name": (lambda root: write(root / "data.yaml", "names: [a, a]"), "no names, or one twice"),
+    "two of a name": (lambda root: write(root / "data.yaml", "names: [a, a]"), "no names, or repeats one"),
 }
 
 
@@ -353,9 +353,9 @@ def test_a_broken_data_set_is_told(tmp_path, write_bad, message):
 @pytest.mark.parametrize(
     "row, message",
     [
-        ("7 0.5 0.5 0.1 0.1", "class 7, the names are of 0 to 2"),
-        ("0 0.5 0.5 0.1", "a row has 4 words"),
-        ("dog 0.5 0.5 0.1 0.1", "is no YOLO label"),
+        ("7 0.5 0.5 0.1 0.1", "class 7, but the names are for 0 to 2"),
+        ("0 0.5 0.5 0.1", "a row has 4 fields"),
+        ("dog 0.5 0.5 0.1 0.1", "is not a YOLO label"),
         ("0 0.5 nan 0.1 0.1", "not finite"),
         ("0 80 60 20 20", "has a box outside of the image"),
     ],

@@ -209,8 +209,8 @@ def nowhere(tmp_path):
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        ("missing", "is no folder"),
-        ("a file", "is no folder"),
+        ("missing", "is not a folder"),
+        ("a file", "is not a folder"),
         ("empty", "has none of the known layouts"),
         ("odd", "has none of the known layouts"),
     ],

@@ -31,7 +31,7 @@ HOSTILE = {
 def test_a_hostile_xml_is_told(official, name):
     (official / f"bbox/val/{scene(3)}.xml").write_text(HOSTILE[name])
     message = refusal(official)
-    assert f"{scene(3)}.xml is no VOC annotation" in message
+    assert f"{scene(3)}.xml is not a VOC annotation" in message
     assert len(message) < 1000
     assert numbers(vlscore.read_dataset(official, skip_bad=True)) == [1, 2, 4, 5, 6, 7, 8, 9, 10]
 

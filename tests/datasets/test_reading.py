@@ -174,7 +174,7 @@ def test_a_list_that_cannot_be_read_is_told(official, tmp_path, option, content)
 @pytest.mark.parametrize("option", ["ids", "blacklist"])
 def test_a_list_that_leaves_nothing_is_told(ten, listing, option):
     lines = [] if option == "ids" else map(scene, range(1, 11))
-    assert "no photo to take" in refusal(ten, **{option: listing(lines)})
+    assert "none of the photos" in refusal(ten, **{option: listing(lines)})
 
 
 def test_a_sample_is_the_same_by_seed_sorted_and_of_all_photos(ten):

@@ -73,13 +73,13 @@ def test_what_is_no_annotation_is_told_in_a_line_with_the_path(annotation, name)
 @pytest.mark.parametrize("field", ["name", "bndbox", "xmin", "ymax", "annotation"])
 def test_a_missing_field_is_told(annotation, field):
     path = annotation(ANNOTATION.replace(f"<{field}>", "<other>").replace(f"</{field}>", "</other>"))
-    with pytest.raises(vlscore.VLScoreError, match="is no VOC annotation"):
+    with pytest.raises(vlscore.VLScoreError, match="is not a VOC annotation"):
         vlscore.read_voc(path)
 
 
 @pytest.mark.parametrize("name", ["missing.xml", "."])
 def test_a_path_of_no_file_is_told(tmp_path, name):
-    with pytest.raises(vlscore.VLScoreError, match="is no VOC annotation"):
+    with pytest.raises(vlscore.VLScoreError, match="is not a VOC annotation"):
         vlscore.read_voc(tmp_path / name)
 
 

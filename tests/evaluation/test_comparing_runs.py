@@ -126,7 +126,7 @@ def test_each_run_is_taken_at_its_own_temperature_and_threshold(pair):
 @pytest.mark.parametrize("rows", [range(59), [1, 0, *range(2, 60)]], ids=["fewer", "another order"])
 def test_runs_of_other_images_are_not_compared(pair, rows):
     other = pair[0].iloc[list(rows)].reset_index(drop=True)
-    with pytest.raises(vlscore.VLScoreError, match="other images"):
+    with pytest.raises(vlscore.VLScoreError, match="different images"):
         vlscore.compare((PARAMETERS, pair[0]), (PARAMETERS, other))
 
 
@@ -144,7 +144,7 @@ def test_runs_of_other_photos_of_the_same_names_are_not_compared(run, monkeypatc
     vlscore.evaluate(rn, other, tmp_path / "run", **QUICK)
     code, out, err = run("compare", finished, tmp_path / "run")
     assert (code, out) == (2, "")
-    assert "other images" in one_line(err)
+    assert "different images" in one_line(err)
 
 
 def test_compare_prints_json(run, monkeypatch, finished, other_run):

@@ -60,5 +60,5 @@ def test_without_times_there_is_no_such_column(runs):
 
 def test_runs_of_other_images_are_refused(runs):
     runs["two"][1].loc[0, "image"] = "other.jpg"
-    with pytest.raises(vlscore.VLScoreError, match="other images"):
+    with pytest.raises(vlscore.VLScoreError, match="different images"):
         vlscore.measure_models(runs)

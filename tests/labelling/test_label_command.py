@@ -195,7 +195,7 @@ def test_an_empty_folder_and_an_output_of_something_else(run, folder, tmp_path):
     assert "has no photo" in label(run, tmp_path / "empty", tmp_path / "out")[2]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
-    assert "holds something else" in label(run, folder, tmp_path / "other")[2]
+    assert "holds files other" in label(run, folder, tmp_path / "other")[2]
 
 
 def test_a_word_that_the_model_does_not_know_is_said(run, folder, tmp_path):

@@ -45,7 +45,7 @@ def test_other_options_are_refused_by_name(tmp_path, change):
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(vlscore.VLScoreError, match="holds something else"):
+    with pytest.raises(vlscore.VLScoreError, match="holds files other"):
         vlscore.Journal(tmp_path / "out", PARAMETERS)
     (tmp_path / "file").touch()
     with pytest.raises(vlscore.VLScoreError, match="is a file"):
@@ -72,7 +72,7 @@ def test_a_damaged_journal_is_told(tmp_path, content):
         ([], "there is no class"),
         (["dog", " "], "without a name"),
         (["dog", "cat", "dog "], "'dog' is named twice"),
-        ("dog", "one text where a list of classes belongs"),
+        ("dog", "expected a list of classes, not one text"),
     ],
 )
 def test_classes_that_cannot_be_used(classes, words):
@@ -107,7 +107,7 @@ def test_photos_below_a_folder(tmp_path):
 
 
 def test_no_folder_and_no_photo(tmp_path):
-    with pytest.raises(vlscore.VLScoreError, match="is no folder"):
+    with pytest.raises(vlscore.VLScoreError, match="is not a folder"):
         vlscore.find_photos(tmp_path / "nothing")
     with pytest.raises(vlscore.VLScoreError, match="has no photo"):
         vlscore.find_photos(tmp_path)

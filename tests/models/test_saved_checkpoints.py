@@ -174,7 +174,7 @@ def missing_tensor(folder, index):
 
 def outside(folder, index):
     index["weight_map"]["visual.extra"] = "../other.safetensors"
-    return "no file of weights beside it"
+    return "is not a file of weights next to it"
 
 
 def no_map(folder, index):

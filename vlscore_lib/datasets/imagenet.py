@@ -1,4 +1,4 @@
-"""ImageNet's validation set and its like, in the layouts in which they are kept; class lists."""
+"""ImageNet's validation set and similar sets, in their usual layouts, and class lists."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def find_metadata_folder(root):
 
 
 def find_xml(path, folder):
-    """A photo's XML: in the folder of annotations, there in a folder of its class, or beside the photo."""
+    """Find a photo's XML: in the folder of annotations, in a folder of its class there, or by the photo."""
     places = [folder, folder / path.parent.name] if folder else []
     candidates = [place / f"{path.stem}.xml" for place in (*places, path.parent)]
     return next((each for each in candidates if each.is_file()), None)
 
 
 def pair_with_boxes(paths, folder, solutions, by_folder=False):
-    """Photos with their XML files, or with the boxes of a LOC_val_solution.csv where there are none."""
+    """Pair photos with their XML files or, if there are none, with the boxes of a LOC_val_solution.csv."""
     for path in paths:
         solved = solutions.get(path.stem, [])
         label = path.parent.name if by_folder else solved[0][0] if solved else None
@@ -80,7 +80,7 @@ def read_kaggle(root, boxes):
 
 
 def read_wsolevaluation(root, boxes):
-    """The metadata of Choe et al. 2020: boxes with their last pixel, and classes by index."""
+    """Read the metadata of Choe et al. 2020: boxes that include their last pixel, and classes by index."""
     metadata = find_metadata_folder(root)
     labels = {name: index for name, index in read_rows(metadata / "class_labels.txt", 2, int)}
     sizes = {}
@@ -101,11 +101,11 @@ def read_wsolevaluation(root, boxes):
         if is_hidden(name):
             continue
         if name not in labels:
-            raise VLScoreError(f"{metadata / 'class_labels.txt'} has no class of {name}: add it")
+            raise VLScoreError(f"{metadata / 'class_labels.txt'} has no class for {name}: add it")
         found[name].append((wnids[labels[name]], (x0, y0, x1 + 1, y1 + 1)))
     for name in found:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise VLScoreError(f"{metadata} names {name}, outside of {root}: take it out")
+            raise VLScoreError(f"{metadata} names {name}, outside of {root}: remove it")
     places = [root, metadata, root / "dataset/ILSVRC", root / "dataset"]
     some = next(iter(found), "")
     base = next((each for each in places if (each / some).is_file()), root)
@@ -116,15 +116,15 @@ def read_wsolevaluation(root, boxes):
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a listed file begins with a dot, as those do that macOS leaves on foreign disks."""
+    """Tell whether a listed file begins with a dot, like those that macOS leaves on foreign disks."""
     return Path(name).name.startswith(".")
 
 
 def find_imagenet_classes(labels: dict[str, int], metadata: Path, root: Path) -> list[str]:
-    """ImageNet's classes by index, if the photos are ImageNet's by the names of their files or folders.
+    """Return ImageNet's classes by index if file or folder names show that the photos are ImageNet's.
 
     Raises:
-        VLScoreError: they are not, so that nothing tells what the indices mean.
+        VLScoreError: they are not, so that the meaning of the indices is unknown.
     """
     wnids = list(imagenet_classes())
     for name, index in labels.items():
@@ -144,10 +144,10 @@ def read_hand_boxed(root, boxes):
 
 
 def read_rows(path, count, number=str):
-    """The rows of a comma-separated file: a name and numbers, so many fields, none of them huge.
+    """Read the rows of a comma-separated file: a name and numbers, ``count`` fields in all.
 
     Raises:
-        VLScoreError: no such file, or a row that cannot be read.
+        VLScoreError: the file does not exist, or a row cannot be read.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -160,7 +160,7 @@ def read_rows(path, count, number=str):
 
 
 def read_solutions(folder) -> dict[str, list]:
-    """Read Kaggle's LOC_val_solution.csv, if it is there: name -> (wnid, half-open box) of each object."""
+    """Read Kaggle's LOC_val_solution.csv if it exists: name -> (wnid, half-open box) of each object."""
     path, found = folder / SOLUTION, {}
     if not path.is_file():
         return found
@@ -169,14 +169,14 @@ def read_solutions(folder) -> dict[str, list]:
             continue
         tokens = text.split()
         if Path(name).name != name or name == "..":
-            raise VLScoreError(f"{path}, line {number}: {name[:60]} is no name of a photo: take it out")
+            raise VLScoreError(f"{path}, line {number}: {name[:60]} is not a name of a photo: remove it")
         try:
             rows = [
                 (tokens[n], [int(each) for each in tokens[n + 1 : n + 5]]) for n in range(0, len(tokens), 5)
             ]
             found[name] = [(wnid, (x0, y0, x1 + 1, y1 + 1)) for wnid, (x0, y0, x1, y1) in rows]
         except ValueError:
-            raise VLScoreError(f"{path}, line {number}: not five words a box: fix the line") from None
+            raise VLScoreError(f"{path}, line {number}: each box needs five words: fix the line") from None
     return found
 
 
@@ -185,15 +185,18 @@ def read_own_classes(root):
 
 
 def read_classes(path) -> dict[str, list[str]]:
-    """Read a class list, ``LOC_synset_mapping.txt``: wnid -> names, in the order of the classes.
+    """Read a class list ``LOC_synset_mapping.txt``: a dict from wnid to names, in their order.
+
+    Args:
+        path: the file, with a line such as ``n01440764 tench, Tinca tinca`` for each class.
 
     Raises:
-        VLScoreError: no such file, or a line that is not a wnid and its names.
+        VLScoreError: the file does not exist, or a line is not a wnid followed by names.
     """
     names = {}
     for number, line in enumerate(read_lines(path, f"a {CLASS_LIST}"), start=1):
         wnid, _, rest = line.partition(" ")
         if not rest.strip():
-            raise VLScoreError(f"{path}, line {number}: {line[:40]!r} is no wnid with names: fix the line")
+            raise VLScoreError(f"{path}, line {number}: {line[:40]!r} is not a wnid with names: fix the line")
         names[wnid] = [name.strip() for name in rest.split(",")]
     return names

@@ -51,7 +51,7 @@ OWN_READERS = {"coco": read_coco, "yolo": read_yolo, "voc": read_voc_folder}
 
 
 def list_dataset(root: Path, layout: str, boxes: Path | None) -> Listing:
-    """What a data set of a layout lists.
+    """List the photos and classes of a data set with a known layout.
 
     Raises:
         VLScoreError: its lists are broken.
@@ -62,13 +62,15 @@ def list_dataset(root: Path, layout: str, boxes: Path | None) -> Listing:
 
 
 def find_layout(root, boxes=None) -> str:
-    """Tell a data set's layout from what is in its folder.
+    """Find a data set's layout by the files in its folder: one of `LAYOUTS`.
 
     Args:
-        boxes: the folder or file of its annotations, if it was given: a JSON file is COCO's, another YOLO's.
+        root: the data set's folder.
+        boxes: the folder or file of its annotations; None means to look for it.  A JSON file means ``coco``,
+            and another file ``yolo``.
 
     Raises:
-        VLScoreError: none of the `LAYOUTS`, or signs of two.
+        VLScoreError: the folder has none of the layouts, or signs of two.
     """
     root = Path(root)
     found = list_layouts(root)
@@ -89,16 +91,16 @@ def find_layout(root, boxes=None) -> str:
         raise VLScoreError(f"{root} has none of the known layouts: {known}")
     if len(found) > 1:
         raise VLScoreError(
-            f"{root} mixes layouts, {' and '.join(found)}: separate them, or choose by --layout"
+            f"{root} mixes layouts, {' and '.join(found)}: separate them, or choose one with --layout"
         )
     return found[0]
 
 
 def check_layout(root: Path, layout: str, boxes: Path | None) -> str:
-    """The layout that was asked for.
+    """Check that a folder has the layout that was asked for, and return the layout.
 
     Raises:
-        VLScoreError: there is no such layout, or the folder does not look like it.
+        VLScoreError: the layout is unknown, or the folder does not look like it.
     """
     if layout not in LAYOUTS:
         raise VLScoreError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
@@ -108,21 +110,21 @@ def check_layout(root: Path, layout: str, boxes: Path | None) -> str:
 
 
 def has_official_boxes(root: Path) -> bool:
-    """Whether boxes stand where the official layout, or Kaggle's list, has them."""
+    """Tell whether there are boxes where the official layout, or Kaggle's list, has them."""
     beside = list_files(root / "val", (".xml",)) or (root / SOLUTION).is_file()
     return bool(beside) or find_box_folder(root) is not None
 
 
 def is_hand_boxed(root: Path) -> bool:
-    """Whether XML files lie here alone, without photos of their names."""
+    """Tell whether a folder has only XML files, without photos of the same names."""
     annotated = {path.stem for path in list_files(root, (".xml",))}
     return bool(annotated) and annotated.isdisjoint(path.stem for path in walk_files(root, photo_endings()))
 
 
 def list_layouts(root: Path) -> list[str]:
-    """Every layout that a folder shows signs of."""
+    """List every layout that a folder shows signs of."""
     if not root.is_dir():
-        raise VLScoreError(f"{root} is no folder: give the data set's")
+        raise VLScoreError(f"{root} is not a folder: give the data set's folder")
     val = root / "val" if (root / "val").is_dir() else root
     signs = {
         "kaggle": find_kaggle_folder(root) is not None,

@@ -1,4 +1,4 @@
-"""Reading a data set: its layout is found, photos are chosen, and every photo is checked."""
+"""Reading a data set: the layout is found, photos are chosen, and every photo is checked."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from vlscore_lib.prompts import imagenet_classes, imagenet_label
 
 @dataclass(frozen=True)
 class Dataset:
-    """Photos with ground truth, and the classes they may be of.
+    """Photos with ground truth, and the classes that they may show.
 
     Attributes:
         layout: how the folder is laid out, one of `LAYOUTS`.
-        photos: by name.
-        classes: class -> its names, in the order of the classes.
-        bad: a line for each photo left out, which says why.
-        skips_bad: whether a photo that cannot be read later, in a run, is left out as well.
-        empty: how many photos were left out since they have no object, or no annotation tells of them.
+        photos (list[AnnotatedPhoto]): the photos, in the order of their names.
+        classes: a dict from class to its names, in order.
+        bad: a line for each photo that was left out, which says why.
+        skips_bad: whether an evaluation also leaves out photos that can no longer be read.
+        empty: number of photos that were left out because they show no object or have no annotation.
     """
 
     layout: str
@@ -45,11 +45,11 @@ class Dataset:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is of one of the layouts of detection, where a photo may show several classes."""
+        """Whether the layout is one for detection, where a photo may show several classes."""
         return self.layout in OWN_LAYOUTS
 
     def checksum(self) -> str:
-        """SHA-256 over photos, sizes, labels and boxes, the same in every layout."""
+        """Compute the SHA-256 over photos, sizes, labels and boxes; it is the same in every layout."""
         facts = [(photo.path.stem, photo.size, photo.label, photo.boxes) for photo in self.photos]
         return sha256(json.dumps([facts, self.classes]).encode()).hexdigest()
 
@@ -71,26 +71,27 @@ def read_dataset(
 ) -> Dataset:
     """Read a data set with boxes, in any of the `LAYOUTS`, and check every photo of it.
 
-    Boxes are scaled where a photo is a resized copy of the one that its annotation tells of.  A photo of a
-    data set of detection is there once for each class that it shows.
+    If a photo is a resized copy of the annotated one, its boxes are scaled.  In a data set for detection, a
+    photo is listed once for each class that it shows.
 
     Args:
         root: the data set's folder.
-        layout: one of `LAYOUTS`; found by looking at the folder.
-        boxes: the folder of the XML files, or the file of COCO's or YOLO's, if not found by itself.
-        names: of ImageNet's classes: ``"imagenet"``, all synonyms, or ``"clip"``, those of CLIP's authors.
-        limit: at most so many photos, of those chosen by the other options.
-        first: the first n of all photos, in the order of their names.
-        ids: a file that names the photos to take, one a line.
-        sample, seed: so many photos at random.
-        blacklist: a file that names photos to leave out, or numbers them as ImageNet's devkit does.
+        layout: one of `LAYOUTS`; None means to look at the folder.
+        boxes: the folder of XML files, or the file of COCO or YOLO; None means to look for it.
+        names: ImageNet's names of classes, ``"imagenet"`` or ``"clip"``, see `imagenet_classes`.
+        limit: largest number of photos, after all other options.
+        first: take the first n photos, in the order of their names.
+        ids: a file that names the photos to take, one in each line.
+        sample: take this number of photos at random.
+        seed: seed of the random choice.
+        blacklist: a file that names photos to leave out, or has their numbers in ImageNet's devkit.
         skip_bad: leave out photos that cannot be used.
-        classes: a file with the names of classes for the prompts, see `read_class_names`.
-        progress: wraps the photos while they are checked.
+        classes: a file with a line ``label: name, name`` for each class with other names in prompts.
+        progress: a function that wraps the photos while they are checked.
 
     Raises:
-        VLScoreError: no such layout, or signs of two; photos that cannot be used, each named; a list that
-            names an unknown photo; a path that leaves the folder.
+        VLScoreError: the layout is unknown or ambiguous; photos cannot be used, which are listed; a list
+            names an unknown photo; or a path leads out of the folder.
     """
     root = Path(root)
     boxes = check_boxes(boxes)
@@ -101,7 +102,7 @@ def read_dataset(
     listed = name_photos(root, there)
     chosen = choose_photos(list(listed), limit, first, ids, sample, seed, blacklist)
     if not chosen:
-        raise VLScoreError(f"{root} has no photo to take: choose others")
+        raise VLScoreError(f"{root} has none of the photos asked for: choose others")
     photos, bad = check_photos(add_known_labels([listed[name] for name in chosen]), progress)
     refuse_bad_photos(root, len(photos), bad, skip_bad)
     if layout in OWN_LAYOUTS:
@@ -113,12 +114,12 @@ def read_dataset(
 
 
 def is_empty(photo: ListedPhoto, layout: str) -> bool:
-    """Whether a photo of a data set of detection shows none of its classes."""
+    """Tell whether a photo of a data set for detection shows none of its classes."""
     return layout in OWN_LAYOUTS and photo.objects == [] and not photo.fault
 
 
 def refuse_bad_photos(root, good: int, bad: list[str], skip_bad: bool) -> None:
-    """Raises VLScoreError for photos that cannot be used, unless they are to be left out and others stay."""
+    """Raise VLScoreError for photos that cannot be used, unless they are to be left out and others remain."""
     if bad and not skip_bad:
         told = "; ".join(bad[:100]) + (f"; and {len(bad) - 100} more" if len(bad) > 100 else "")
         raise VLScoreError(
@@ -129,10 +130,10 @@ def refuse_bad_photos(root, good: int, bad: list[str], skip_bad: bool) -> None:
 
 
 def check_boxes(boxes) -> Path | None:
-    """The folder or file of annotations that was given.
+    """Check the folder or file of annotations that was given.
 
     Raises:
-        VLScoreError: it is not there.
+        VLScoreError: it does not exist.
     """
     if boxes is None or Path(boxes).exists():
         return Path(boxes) if boxes else None
@@ -140,7 +141,7 @@ def check_boxes(boxes) -> Path | None:
 
 
 def list_by_class(photo: AnnotatedPhoto) -> list[AnnotatedPhoto]:
-    """A photo once for each class that it shows; several tell the class behind the photo's name."""
+    """List a photo once for each class that it shows; if there are several, its name includes the class."""
     labels = list(dict.fromkeys(label for label, _ in photo.objects))
     if len(labels) == 1:
         return [photo]
@@ -148,10 +149,10 @@ def list_by_class(photo: AnnotatedPhoto) -> list[AnnotatedPhoto]:
 
 
 def read_class_names(path, classes) -> dict[str, list[str]]:
-    """Read names for the prompts, a line ``label: name, name`` for each class that has others.
+    """Read names for the prompts, a line ``label: name, name`` for each class with other names.
 
     Raises:
-        VLScoreError: no such file, a line that is not of this form, or a class that is not there.
+        VLScoreError: the file does not exist, a line has another form, or a class is unknown.
     """
     found = {}
     for number, line in enumerate(read_lines(path, "lines like 'label: name, name'"), start=1):
@@ -161,19 +162,19 @@ def read_class_names(path, classes) -> dict[str, list[str]]:
         names = [name.strip() for name in rest.split(",") if name.strip()]
         if not names:
             raise VLScoreError(
-                f"{path}, line {number}: {line[:40]!r} is no 'label: name, name': fix the line"
+                f"{path}, line {number}: {line[:40]!r} is not 'label: name, name': fix the line"
             )
         if label not in classes:
-            raise VLScoreError(f"{path}, line {number}: there is no class {label!r}: take the line out")
+            raise VLScoreError(f"{path}, line {number}: there is no class {label!r}: remove the line")
         found[label] = names
     return found
 
 
 def name_photos(root, listed) -> dict[str, ListedPhoto]:
-    """Photos by what identifies them, in the order of their files' names.
+    """Map each photo's identifying name to the photo, in the order of the file names.
 
-    That is the file's name without its ending, which is the same in every layout; in a data set where
-    such names repeat, it is the path in the folder that all photos are in, for every photo.
+    The name is the file's name without its ending, which is the same in every layout.  In a data set where
+    such names repeat, every photo is named by its path below the folder that all photos share.
     """
     listed = sorted(listed, key=lambda each: (each.path.stem, each.path))
     names = [each.path.stem for each in listed]
@@ -181,7 +182,7 @@ def name_photos(root, listed) -> dict[str, ListedPhoto]:
         common = os.path.commonpath([each.path.parent for each in listed])
         names = [each.path.relative_to(common).with_suffix("").as_posix() for each in listed]
     if repeated := [name for name, times in Counter(names).items() if times > 1]:
-        raise VLScoreError(f"{root} has two photos named {repeated[0]}: take one out")
+        raise VLScoreError(f"{root} has two photos named {repeated[0]}: remove one")
     return {name: each._replace(place=name) for name, each in zip(names, listed)}
 
 
@@ -194,7 +195,7 @@ def choose_photos(names, limit, first, ids, sample, seed, blacklist):
     if ids is not None:
         wanted, unknown = find_names(ids, names)
         if unknown:
-            raise VLScoreError(f"{ids} names {unknown[0]}, which is not there: take it out")
+            raise VLScoreError(f"{ids} names {unknown[0]}, which is not there: remove it")
         chosen = [name for name in chosen if name in wanted]
     if blacklist is not None:
         left_out, _ = find_names(blacklist, names)
@@ -206,10 +207,10 @@ def choose_photos(names, limit, first, ids, sample, seed, blacklist):
 
 
 def find_names(path, names) -> tuple[set[str], list[str]]:
-    """The photos that a list names, and what it names beside them.
+    """Find the photos that a list names, and the other names in it.
 
     Raises:
-        VLScoreError: no such list, or a name that several photos have.
+        VLScoreError: the list does not exist, or several photos have a name in it.
     """
     places = {}  # by a name, and by each end of a path
     for name in names:
@@ -222,38 +223,43 @@ def find_names(path, names) -> tuple[set[str], list[str]]:
         tails = (parts[start:] for start in range(len(parts)))  # a list may tell more folders, or fewer
         matches = next((places[tail] for tail in tails if tail in places), [])
         if len(matches) > 1:
-            raise VLScoreError(f"{path} names {word}, as {len(matches)} photos are: write its folder too")
+            raise VLScoreError(
+                f"{path} names {word}, but {len(matches)} photos have this name: add its folder"
+            )
         found.update(matches)
         unknown += [] if matches else [word]
     return found, unknown
 
 
 def read_names(path) -> set[str]:
-    """The names in a list, one a line; a bare number is that of an ImageNet validation photo."""
+    """Read the names in a list, one in each line; a bare number stands for an ImageNet validation photo."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise VLScoreError(f"{path} cannot be read ({error}): give a list of photos, one a line") from None
+        raise VLScoreError(
+            f"{path} cannot be read ({error}): give a list of photos, one in each line"
+        ) from None
     words = [line.split()[0] for line in lines if line.strip()]
     if long := next((each for each in words if len(Path(each).name) > 255), None):
-        raise VLScoreError(f"{path} names {long[:40]}…, which is no photo: take it out")
+        raise VLScoreError(f"{path} names {long[:40]}…, which is not a photo: remove it")
     return {f"ILSVRC2012_val_{int(each):08}" if each.isdecimal() else each for each in words}
 
 
 def strip_ending(path: Path) -> Path:
-    """A photo's path without its ending."""
+    """Drop the ending of a photo's path."""
     return path.with_suffix("") if path.suffix.lower() in photo_endings() else path
 
 
 def add_known_labels(listed):
-    """Give photos of ImageNet's validation set their known labels, where nothing else tells them.
+    """Add the known labels of ImageNet's validation photos that have no other label.
 
-    Another set may use the same file names; then most annotations disagree, and tell the labels themselves.
+    Another data set may use the same file names.  Then most annotations disagree with the known labels, and
+    give the labels themselves.
     """
     known, agreeing = {}, 0
     for each in listed:
         label = imagenet_label(each.path.stem) if each.label is None and each.xml else None
-        with suppress(VLScoreError):  # a broken annotation is told of later
+        with suppress(VLScoreError):  # a broken annotation is reported later
             if label is not None:
                 told = [object_label for object_label, _ in read_voc(each.xml)[2]]
                 known[each.path], agreeing = label, agreeing + (label in told)
@@ -263,7 +269,7 @@ def add_known_labels(listed):
 
 
 def check_photos(listed, progress):
-    """Open every photo and annotation: photos that can be used, and a line for each other one."""
+    """Open every photo and annotation -> the photos that can be used, and a line for each other one."""
 
     def check(each):
         try:
@@ -281,10 +287,10 @@ def check_photos(listed, progress):
 
 
 def choose_classes(root, photos, names, listed):
-    """ImageNet's classes if all photos are of them, else those of the folder's own list, or of the photos.
+    """Take ImageNet's classes if all photos show them; else those of the folder's own list, or of the photos.
 
     Args:
-        listed: what the data set itself lists, or None.
+        listed: the classes that the data set lists, or None.
     """
     labels = {photo.label for photo in photos}
     if labels <= set(classes := imagenet_classes(names)):

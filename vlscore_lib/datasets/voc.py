@@ -18,12 +18,14 @@ class AnnotatedPhoto:
     """A photo with ground truth.
 
     Attributes:
-        path: of the image file.
+        path: path of the image file.
         label: the photo's class.
-        objects: (class, box) of each; (x0, y0, x1, y1) in pixels of the upright image, half-open.
-        size: (W, H) of the upright image.
-        place: what identifies the photo in its data set, see `read_dataset`; its file's name if empty.
-        is_square_copy: whether the photo is a square copy of one that is not, see `find_frame`.
+        objects: (class, box) of each object; a box is (x0, y0, x1, y1) in pixels of the upright image,
+            half-open.
+        size: (W, H) of the upright image in pixels.
+        place: what identifies the photo in its data set; if empty, the file's name does.
+        is_square_copy: whether the photo is a square copy of one that is not square, with its sides scaled
+            separately.
     """
 
     path: Path
@@ -35,16 +37,16 @@ class AnnotatedPhoto:
 
     @property
     def name(self) -> str:
-        """What identifies the photo in its data set, and in records of an evaluation."""
+        """What identifies the photo in its data set and in an evaluation's records."""
         return self.place or self.path.stem
 
     @property
     def boxes(self):
-        """The boxes of the photo's class."""
+        """The boxes of the objects of the photo's class."""
         return self.boxes_of(self.label)
 
     def boxes_of(self, label: str):
-        """The boxes of the objects of one class."""
+        """Return the boxes of the objects of one class."""
         return [box for each, box in self.objects if each == label]
 
 
@@ -52,10 +54,10 @@ class ListedPhoto(NamedTuple):
     """A photo that a data set lists, before its files are opened.
 
     Attributes:
-        objects: (class, box) of each where no XML tells them.
-        size: (W, H) that these boxes are in, if not the file's own.
+        objects: (class, box) of each object, if there is no XML.
+        size: (W, H) that these boxes refer to; None means the file's own.
         place: see `AnnotatedPhoto`.
-        of_shares: whether these boxes are in shares of the upright photo's sides, not in pixels.
+        of_shares: whether these boxes are shares of the upright photo's sides, and not pixels.
         fault: why the photo cannot be used, if that is known before it is opened.
     """
 
@@ -73,9 +75,9 @@ class Listing(NamedTuple):
     """What a data set lists.
 
     Attributes:
-        photos: each `ListedPhoto`; one that has no object has an empty list of them.
-        classes: all that the data set knows, in its order; None where nothing but the photos tells.
-        unannotated: how many photos are there that no annotation tells of.
+        photos: each `ListedPhoto`; one without an object has an empty list of objects.
+        classes: all classes of the data set, in its order; None if only the photos tell them.
+        unannotated: number of photos without an annotation.
     """
 
     photos: list[ListedPhoto]
@@ -87,7 +89,7 @@ def annotate(listed) -> AnnotatedPhoto:
     """Open a listed photo and its annotation, and check that they belong together.
 
     Raises:
-        VLScoreError: the photo or its annotation is missing or broken, of another class, or has a box
+        VLScoreError: the photo or its annotation is missing or broken, shows another class, or has a box
             outside of the image.
     """
     path = listed.path
@@ -103,7 +105,7 @@ def annotate(listed) -> AnnotatedPhoto:
         raise VLScoreError(f"{source or path} has no object")
     label = listed.label or objects[0][0]
     if label not in (labels := {label for label, _ in objects}):
-        raise VLScoreError(f"{source or path} tells of {', '.join(sorted(labels))}, the photo is of {label}")
+        raise VLScoreError(f"{source or path} has {', '.join(sorted(labels))}, but the photo is of {label}")
     upright = turned(stored)
     if listed.of_shares:
         size, sides = upright, 2 * upright
@@ -112,7 +114,7 @@ def annotate(listed) -> AnnotatedPhoto:
     frame = upright if listed.of_shares else find_frame(size, stored, upright, boxes)
     if frame is None:
         raise VLScoreError(
-            f"{source or path} tells of {size[0]}×{size[1]} pixels, the photo {path} has"
+            f"{source or path} is for {size[0]}×{size[1]} pixels, but the photo {path} has"
             f" {upright[0]}×{upright[1]}: annotate it again, or replace it"
         )
     (W, H), (w, h) = size or frame, frame
@@ -132,13 +134,13 @@ def annotate(listed) -> AnnotatedPhoto:
 
 
 def find_frame(size, stored, upright, boxes) -> tuple[int, int] | None:
-    """Which size of a photo its annotation tells of: as the file stores it, or upright.
+    """Find which size of a photo its annotation refers to: as stored in the file, or upright.
 
-    A photo may be a smaller copy of the one that was annotated, or a square copy of one that is not
-    square, whose sides are scaled each by its own factor, as data sets prepared for training have them.
+    A photo may be a smaller copy of the annotated one.  It may also be a square copy of one that is not
+    square, each side scaled by its own factor, as in data sets that were prepared for training.
 
     Args:
-        size: (W, H) of the annotation; None where it tells none.
+        size: (W, H) of the annotation; None if it has none.
         stored, upright: (W, H) of the photo.
         boxes: of the annotation.
 
@@ -155,13 +157,13 @@ def find_frame(size, stored, upright, boxes) -> tuple[int, int] | None:
 
 
 def is_resized(size, other) -> bool:
-    """Whether an image of one size is a copy of the other, its sides rounded to pixels."""
+    """Tell whether an image of one size is a copy of the other, with its sides rounded to pixels."""
     (W, H), (w, h) = sorted((size, other), reverse=True)  # w × h is the copy
     return max((w - 1) / W, (h - 1) / H) <= min((w + 1) / W, (h + 1) / H)
 
 
 def is_near(box, size) -> bool:
-    """Whether a box lies in an image, or a pixel outside, as some of ImageNet's do."""
+    """Tell whether a box lies in an image, or at most a pixel outside, as some of ImageNet's do."""
     return box[0] >= -1 and box[1] >= -1 and box[2] <= size[0] + 1 and box[3] <= size[1] + 1
 
 
@@ -180,7 +182,9 @@ def read_stored_size(path):
             image.draft("RGB", (1, 1))  # all of a JPEG is read, but no more than an eighth computed
             image.load()
     except Exception as error:  # Pillow's decoders raise nearly any type on a broken file
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"is no whole photo ({error})"
+        reason = (
+            "does not exist" if isinstance(error, FileNotFoundError) else f"is not a complete photo ({error})"
+        )
         raise VLScoreError(f"{path} {reason}".splitlines()[0]) from None
 
     def turned(size, box=None):
@@ -196,17 +200,20 @@ def read_stored_size(path):
 
 
 def read_voc(path) -> tuple[str, tuple[int, int] | None, list[tuple[str, tuple[float, ...]]]]:
-    """Read a VOC XML with ImageNet's convention: 0-based coordinates, the last pixel included.
+    """Read a VOC XML file in ImageNet's convention: 0-based coordinates, last pixel included.
 
-    Tools write it in dialects: with fractions of pixels, padded names, polygons beside or in place of
-    boxes, parts of objects, which are not objects, and no file's name or size.
+    Dialects of other tools are read, too: fractions of pixels, padded names, polygons instead of boxes, parts
+    of objects (which are ignored), and files without an image's name or size.
+
+    Args:
+        path: the XML file.
 
     Returns:
-        The image's folder/filename, as far as it has them, its (W, H) or None, and (label, half-open
-        box) for each object.
+        The image's folder/filename, as far as given; its (W, H), or None; and a list of (label, half-open
+        box) of the objects.
 
     Raises:
-        VLScoreError: not such a file.
+        VLScoreError: the file cannot be read as VOC XML.
     """
     try:
         if os.path.getsize(path) > 1e6:
@@ -223,12 +230,12 @@ def read_voc(path) -> tuple[str, tuple[int, int] | None, list[tuple[str, tuple[f
     except MissingPackageError:
         raise
     except Exception as error:  # parsers, defusedxml's refusals, missing or odd fields
-        raise VLScoreError(f"{path} is no VOC annotation ({error}): fix or replace it") from None
+        raise VLScoreError(f"{path} is not a VOC annotation ({error}): fix or replace it") from None
     return file, size if min(size) > 0 else None, objects
 
 
 def parse_xml(content: bytes):
-    """Parse XML of any encoding, also of one that its first line names wrongly."""
+    """Parse XML in any encoding, even if the first line names the wrong one."""
     parse = import_extra("defusedxml.ElementTree", "evaluation").fromstring
     refusal = import_extra("defusedxml", "evaluation").DefusedXmlException
     try:
@@ -249,12 +256,12 @@ def parse_xml(content: bytes):
 
 
 def drop_declaration(text: str) -> str:
-    """XML without its first line, which names the encoding."""
+    """Drop the first line of XML, which names the encoding."""
     return re.sub(r"^[^<]*<\?xml.*?\?>", "", text, flags=re.DOTALL)
 
 
 def read_box(element) -> tuple[float, ...]:
-    """The half-open box of an object: its own, or the one around its polygon."""
+    """Read the half-open box of an object: its own, or the one around its polygon."""
     if element.find("bndbox") is None and (polygon := element.find("polygon")) is not None:
         points = [
             (each.tag[0], parse_number(each.text, each.tag)) for each in polygon.iter() if len(each) == 0
@@ -271,12 +278,12 @@ def read_field(element, path):
     if not (text := (element.findtext(path) or "").strip()):
         raise ValueError(f"it has no {path}")
     if "\ufffd" in text:
-        raise ValueError(f"its {path} is in an encoding that nothing tells")
+        raise ValueError(f"its {path} is in an unknown encoding")
     return text
 
 
 def read_number(element, path, default=None) -> int | float:
-    """A number in pixels; an int where it is whole."""
+    """Read a number in pixels; a whole one is an int."""
     if default is not None and not (element.findtext(path) or "").strip():
         return default
     return parse_number(read_field(element, path), path)
@@ -290,33 +297,33 @@ def parse_number(text, name):
 
 
 def list_files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
-    """Files of a folder by their endings; those that begin with a dot belong to the system."""
+    """List the files of a folder by their endings, without hidden ones."""
     files = (path for path in folder.iterdir() if path.suffix.lower() in endings)
     return sorted(path for path in files if not path.name.startswith("."))
 
 
 def hand_boxed_photos(folder) -> dict[str, AnnotatedPhoto]:
-    """The real photos that come with installed packages, with our hand-drawn boxes.
+    """Read the real photos that come with installed packages, with this project's hand-drawn boxes.
 
     Args:
-        folder: of one VOC XML a photo (``data/photos``); its ``folder`` field starts with the
-            package that holds the photo.
+        folder: the folder ``data/photos``, with a VOC XML file for each photo, which names the package and
+            the photo.
 
     Returns:
-        Annotated photos by name, the name of the XML.
+        A dict from name to `AnnotatedPhoto`.  The name is that of the XML file without its ending.
 
     Raises:
-        VLScoreError: no annotations there, or a package that is not installed.
+        VLScoreError: the folder has no XML files, or a package is not installed.
     """
     photos = {}
     for xml in list_files(Path(folder), (".xml",)):
         file, size, objects = read_voc(xml)
         package, _, inside = file.partition("/")
         if not package.isidentifier() or ".." in Path(inside).parts or Path(inside).is_absolute():
-            raise VLScoreError(f"{xml} names {file}, which is no photo of a package: fix it")
+            raise VLScoreError(f"{xml} names {file}, which is not a photo of a package: fix it")
         path = find_package_folder(package, xml) / inside
         if size is None:
-            raise VLScoreError(f"{xml} does not tell the size of its photo: add it")
+            raise VLScoreError(f"{xml} does not give the size of its photo: add it")
         photos[xml.stem] = AnnotatedPhoto(path, objects[0][0] if objects else "", objects, size)
     if not photos:
         raise VLScoreError(f"{folder} holds no XML files: give the folder data/photos")

@@ -15,17 +15,21 @@ from vlscore_lib.models.fast_encoder import fast_encoder
 
 
 def mean_map(encoding: Encoding) -> torch.Tensor:
-    """relu of the mean of all maps, (h, w): a baseline that never reads the prompt."""
+    """Compute relu of the mean of all maps, (h, w): a baseline that ignores the prompt.
+
+    Args:
+        encoding: the encoded image.
+    """
     return encoding.maps.mean(0).relu()
 
 
 def baseline_maps(
     model: Model, image, encoding: Encoding, fit: str, text: torch.Tensor, with_slow_baselines: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Saliency maps of other methods for a text (D,): name -> (h, w) or (S, S).
+    """Compute the saliency maps of other methods for a text (D,): name -> (h, w) or (S, S).
 
-    The mean of all maps; the similarity map of the architecture, where it has one; Grad-CAM; and, if
-    asked for, Score-CAM (both by pytorch-grad-cam) and gScoreCAM, which take a pass for each map and prompt.
+    They are the mean of all maps; the similarity map, if the architecture has one; Grad-CAM; and, on request,
+    Score-CAM (both by pytorch-grad-cam) and gScoreCAM, which take one pass for each map and prompt.
     """
     pixels, layer = model.preprocess(image, fit), encoding.layer
     found = {"mean of all maps": mean_map(encoding)}
@@ -41,7 +45,12 @@ def baseline_maps(
 
 
 class CosineScorer(torch.nn.Module):
-    """An encoder that gives the cosine with a text, and gradients of it: (B, 3, S, S) -> (B, 1)."""
+    """An encoder with gradients that turns pixels (B, 3, S, S) into the cosine with a text, (B, 1).
+
+    Args:
+        model: from `load_model`.
+        text: (D,), the text's embedding, of any norm.
+    """
 
     def __init__(self, model, text):
         super().__init__()
@@ -54,7 +63,18 @@ class CosineScorer(torch.nn.Module):
 def compute_cam(
     method: str, model: Model, pixels: torch.Tensor, text: torch.Tensor, layer: str
 ) -> torch.Tensor:
-    """GradCAM or ScoreCAM of pytorch-grad-cam for the cosine with a text (D,): (S, S) in [0, 1]."""
+    """Compute the Grad-CAM or Score-CAM of the cosine with a text, by pytorch-grad-cam: (S, S) in [0, 1].
+
+    Args:
+        method: name of the library's class, ``"GradCAM"`` or ``"ScoreCAM"``.
+        model: from `load_model`.
+        pixels: (3, S, S), see `Model.preprocess`.
+        text: (D,), the text's embedding, of any norm.
+        layer: one of the model's layers.
+
+    Raises:
+        VLScoreError: pytorch-grad-cam is not installed.
+    """
     library = import_extra("pytorch_grad_cam", "evaluation")
     module, reshape = model.gradient_module(layer), model.output_maps if model.is_vit else None
     cam_class, scorer = getattr(library, method), CosineScorer(model, text)
@@ -65,9 +85,9 @@ def compute_cam(
 
 @contextmanager
 def gradients_from(module):
-    """Let gradients begin at a module's outputs while the block runs; the list given collects them.
+    """Let gradients begin at a module's outputs while the block runs; the list given collects these outputs.
 
-    The layers before need none, and are spared their share of the backward pass.
+    Earlier layers then take no part in the backward pass, which saves time.
     """
     outputs = []
 
@@ -83,12 +103,17 @@ def gradients_from(module):
 
 
 def compute_gscorecam(model: Model, pixels: torch.Tensor, text: torch.Tensor, layer: str, k: int = 300):
-    """gScoreCAM (Chen et al. 2022): only the k maps of largest mean gradient are scored; no cap.
+    """Compute gScoreCAM (Chen et al. 2022) for a text: (h, w), 0 or more.
 
-    Its passes are prompt-dependent.  The weights are a softmax at the model's τ.
+    Only the k maps with the largest mean gradient are scored, and no map is dropped for its base score.  The
+    weights are a softmax at the model's τ.  All passes depend on the prompt.
 
-    Returns:
-        (h, w).
+    Args:
+        model: from `load_model`.
+        pixels: (3, S, S), see `Model.preprocess`.
+        text: (D,), the text's embedding, of any norm.
+        layer: one of the model's layers.
+        k: number of maps.
     """
     with gradients_from(model.gradient_module(layer)) as outputs:
         score = CosineScorer(model, text)(pixels[None].to(model.device))

@@ -1,4 +1,4 @@
-"""Average precision of labels, as detectors are compared by it, computed by pycocotools."""
+"""Average precision of labels, the usual metric for detectors, computed by pycocotools."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vlscore_lib.evaluation.metrics import SHARES, constant_box, interval, resam
 
 
 def sum_up_labels(records) -> dict:
-    """Average precision of the boxes that were found, and of a constant box in their place.
+    """Compute the average precision of the boxes that were found, and of a constant box in their place.
 
     Args:
         records: of `measure` with ``average_precision``, a pandas DataFrame.
 
     Returns:
-        ``labels``: `average_precision` of what was found; ``constant_box``: the same if each class that was
-        found in a photo has one centred box, of the ``side`` that is best on these images.
+        ``labels``: `average_precision` of the boxes that were found; ``constant_box``: the same if each class
+        found in a photo has one centred box, with the ``side`` that is best on these images.
     """
     photos = records.drop_duplicates("photo")
     sizes = list(zip(photos["width"], photos["height"]))
@@ -37,7 +37,7 @@ def sum_up_labels(records) -> dict:
 
 
 def replace_boxes(found, share, size):
-    """A photo's classes, each with one constant box and the highest score that it had."""
+    """Give each class of a photo one constant box, with the highest score that the class had."""
     best = {}
     for label, score, _ in found:
         best[label] = max(score, best.get(label, 0.0))
@@ -45,16 +45,17 @@ def replace_boxes(found, share, size):
 
 
 def average_precision(found: list[list[tuple]], truth: list[list[tuple]]) -> dict:
-    """COCO's metrics of detection (Lin et al. 2014): a box is right if it meets an object of its class.
+    """Compute COCO's detection metrics (Lin et al. 2014), where a box must match an object of its class.
 
     Args:
-        found: of each photo (label, score, box); at most 100 boxes a class and photo count.
-        truth: of each photo (label, box); boxes are (x0, y0, x1, y1), half-open.
+        found: for each photo, a list of (label, score, box); at most 100 boxes for each class and photo
+            count.
+        truth: for each photo, a list of (label, box).  Boxes are (x0, y0, x1, y1), half-open.
 
     Returns:
-        ``ap50``, average precision at IoU 0.5, and ``ap``, its mean over IoU 0.5, 0.55, …, 0.95, both the
-        mean over the classes; ``precision`` and ``recall`` of all boxes at IoU 0.5, with 95 % intervals;
-        ``classes``: class -> its ``ap50``.
+        A dict with ``ap50``, the average precision at IoU 0.5; ``ap``, its mean over IoU 0.5, 0.55, …, 0.95
+        (both are means over the classes); ``precision`` and ``recall`` of all boxes at IoU 0.5, with 95 %
+        intervals; and ``classes``, a dict from each class to its ``ap50``.
     """
     labels = list_labels(truth)
     evaluation = match_boxes(found, truth)
@@ -71,12 +72,12 @@ def average_precision(found: list[list[tuple]], truth: list[list[tuple]]) -> dic
 
 
 def list_labels(truth) -> list[str]:
-    """The classes of all objects, in the order of their numbers."""
+    """List the classes of all objects, in the order of their numbers."""
     return sorted({label for row in truth for label, _ in row})
 
 
 def match_boxes(found, truth):
-    """The COCOeval of `average_precision`, accumulated."""
+    """Match boxes with objects for `average_precision`: an accumulated COCOeval."""
     import_extra("pycocotools", "evaluation")
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -109,7 +110,7 @@ def match_boxes(found, truth):
 
 
 def read_precision(evaluation) -> np.ndarray:
-    """The precision at each IoU, recall and class, (10, 101, N), of objects of all sizes."""
+    """Read the precision at each IoU, recall and class, (10, 101, N), for objects of all sizes."""
     return evaluation.eval["precision"][:, :, :, 0, -1]
 
 
@@ -120,7 +121,7 @@ def describe_box(image: int, category: int, box) -> dict:
 
 
 def count_matches(evaluation, count: int) -> np.ndarray:
-    """Of each photo, how many boxes are right and wrong at IoU 0.5, and how many objects are missed."""
+    """Count for each photo the right and wrong boxes at IoU 0.5, and the objects that are missed."""
     counts = np.zeros((3, count), int)
     whole = evaluation.params.areaRng[0]
     for each in evaluation.evalImgs:
@@ -133,7 +134,7 @@ def count_matches(evaluation, count: int) -> np.ndarray:
 
 
 def share_of(parts: np.ndarray, wholes: np.ndarray) -> dict:
-    """The share of all parts (n,) in all wholes (n,), resampled by photos; None where there is no whole."""
+    """Compute the share of parts (n,) in wholes (n,), resampled by photos; None if the wholes sum to 0."""
     if not wholes.sum():
         return {"value": None, "low": None, "high": None}
     draws = [draw @ parts / max(draw @ wholes, 1) for draw in resample(len(parts))]

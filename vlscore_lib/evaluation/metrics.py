@@ -7,23 +7,26 @@ import numpy as np
 from vlscore_lib.errors import VLScoreError
 
 SHARES = tuple(n / 100 for n in range(10, 101))  # sides of the constant box
-DELTAS = (0.3, 0.5, 0.7)  # the IoUs over which MaxBoxAccV2 is a mean
+DELTAS = (0.3, 0.5, 0.7)  # MaxBoxAccV2 is a mean over these minimum IoUs
 
 
 def box_iou(predicted, truth) -> float:
-    """The box IoU of an image: the largest IoU over all pairs of boxes (report, "Data and Evaluation").
+    """Compute the box IoU of an image: the largest IoU over all pairs of boxes.
+
+    The report defines it in section "Data and Evaluation".
 
     Args:
-        predicted, truth: lists of (x0, y0, x1, y1), half-open.
+        predicted: boxes (x0, y0, x1, y1), half-open.
+        truth: boxes (x0, y0, x1, y1), half-open.
 
     Returns:
-        A share in [0, 1]; 0 when either list is empty.
+        A share in [0, 1]; 0 if either list is empty.
     """
     return float(best_ious(predicted, truth).max(initial=0.0))
 
 
 def best_ious(predicted, truth) -> np.ndarray:
-    """The largest IoU of each predicted box with a true one, see `box_iou`: (n,), 0 where there is none."""
+    """Compute the largest IoU of each predicted box with a true one: (n,), 0 if there is none."""
     import torch
     from torchvision.ops import box_iou as pairwise_iou
 
@@ -34,9 +37,17 @@ def best_ious(predicted, truth) -> np.ndarray:
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share, hits of n, in [0, 1] (Wilson 1927)."""
+    """Compute the 95 % Wilson interval of a share (Wilson 1927): its two ends, in [0, 1].
+
+    Args:
+        hits: number of successes, from 0 to n.
+        n: number of trials, 1 or more.
+
+    Raises:
+        VLScoreError: the numbers are no share.
+    """
     if not 0 <= hits <= n or n < 1:
-        raise VLScoreError(f"{hits} of {n} is no share: give hits from 0 to n, and n of 1 or more")
+        raise VLScoreError(f"{hits} of {n} is not a share: give hits from 0 to n, and n of 1 or more")
     from scipy.stats import binomtest
 
     found = binomtest(int(hits), int(n)).proportion_ci(0.95, method="wilson")
@@ -44,29 +55,36 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 
 def max_box_acc(ious) -> tuple[float, int]:
-    """MaxBoxAcc (Choe et al. 2020): the share of images with an IoU of 0.5 or more at the best threshold.
+    """Compute MaxBoxAcc (Choe et al. 2020): the share of images with IoU ≥ 0.5, at the best threshold.
 
     Args:
-        ious: (n, A), of the box of the largest component, at each of A thresholds, shared by all images.
+        ious: (n, A), the IoU of the largest component's box, for n images at A thresholds.
 
     Returns:
-        The share, and the index of the threshold.
+        The share in [0, 1], and the index of the threshold.
     """
     shares = (np.asarray(ious) >= 0.5).mean(0)
     return float(shares.max()), int(shares.argmax())
 
 
 def max_box_acc_v2(ious) -> float:
-    """MaxBoxAccV2 (Choe et al. 2020): the mean over `DELTAS` of the share at each one's best threshold.
+    """Compute MaxBoxAccV2 (Choe et al. 2020): a mean over three minimum IoUs, each at its best threshold.
+
+    It is the mean, over the minimum IoUs 0.3, 0.5 and 0.7, of the share of images that reach it.
 
     Args:
-        ious: (n, A), the box IoU over all boxes, at each of A thresholds.
+        ious: (n, A), the box IoU over all boxes, for n images at A thresholds.
     """
     return float(np.mean([(np.asarray(ious) >= delta).mean(0).max() for delta in DELTAS]))
 
 
 def auroc(positive, negative) -> float:
-    """The probability that a positive score is above a negative one, ties counting a half."""
+    """Compute the probability that a positive score is above a negative one, where ties count half.
+
+    Args:
+        positive: scores of positive cases.
+        negative: scores of negative cases.
+    """
     from sklearn.metrics import roc_auc_score
 
     truth = [1] * len(positive) + [0] * len(negative)
@@ -74,49 +92,94 @@ def auroc(positive, negative) -> float:
 
 
 def resample(n: int, count: int = 1000, seed: int = 0):
-    """The bootstrap (Efron 1979): how often each of n images is drawn, (n,) float64 for each resample."""
+    """Draw bootstrap resamples (Efron 1979) of n images: how often each one is drawn, (n,) float64.
+
+    Args:
+        n: number of images.
+        count: number of resamples.
+        seed: seed of the random numbers.
+
+    Yields:
+        The counts of each resample, (n,), whose sum is n.
+    """
     rng = np.random.default_rng(seed)
     for _ in range(count):
         yield np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64)
 
 
 def interval(values) -> tuple[float, float]:
-    """The middle 95 % of bootstrapped values."""
+    """Return the 2.5 and 97.5 percentiles of bootstrapped values: their middle 95 %.
+
+    Args:
+        values: one value for each resample.
+    """
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(high)
 
 
 def two_sided(differences) -> float:
-    """p of bootstrapped differences: how rarely resampling turns the difference around."""
+    """Compute a two-sided p-value from bootstrapped differences: how rarely resampling reverses the sign.
+
+    Args:
+        differences: a NumPy array with one difference for each resample.
+
+    Returns:
+        p in (0, 1].
+    """
     fewer = min((differences <= 0).sum(), (differences >= 0).sum())
     return float(min(1.0, 2 * (fewer + 1) / (len(differences) + 1)))
 
 
 def rounded(value):
-    """A figure as runs and tables store it: a float of six decimals."""
+    """Round a figure to six decimals, as runs and tables store it.
+
+    Args:
+        value: a number.
+    """
     return round(float(value), 6)
 
 
 def share_with_interval(hits):
-    """A share of images with its Wilson interval."""
+    """Compute a share of images with its 95 % Wilson interval: a dict of ``value``, ``low`` and ``high``.
+
+    Args:
+        hits: whether each image is a hit, (n,) of bool.
+    """
     low, high = wilson(int(np.sum(hits)), len(hits))
     return {"value": rounded(np.mean(hits)), "low": rounded(low), "high": rounded(high)}
 
 
 def estimate_with_interval(value, resampled):
-    """A figure with its bootstrapped interval."""
+    """Join a figure with its bootstrapped interval."""
     low, high = interval(resampled)
     return {"value": rounded(value), "low": rounded(low), "high": rounded(high)}
 
 
 def paired_difference(ours, theirs):
-    """Share of hits less theirs, on the same images, with its bootstrapped interval and p."""
+    """Compute how much larger one share of hits is than another on the same images, with interval and p.
+
+    Args:
+        ours: whether each image is a hit of the first method, a NumPy array (n,) of bool.
+        theirs: the same for the second method.
+
+    Returns:
+        A dict of ``value`` (first - second, in [-1, 1]), ``low`` and ``high`` of its bootstrapped 95 %
+        interval, and ``p``, see `two_sided`.
+    """
     gain = ours.astype(float) - theirs
     draws = np.array([draw @ gain / len(gain) for draw in resample(len(gain))])
     return estimate_with_interval(gain.mean(), draws) | {"p": rounded(two_sided(draws))}
 
 
 def constant_box(share: float, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The centred box whose sides are a share of the sides of a W×H image: a baseline that never looks."""
+    """Return the centred box whose sides are a given share of the image's: a baseline that ignores the image.
+
+    Args:
+        share: in (0, 1].
+        size: (W, H) of the image in pixels.
+
+    Returns:
+        The box (x0, y0, x1, y1) in pixels; the coordinates need not be whole.
+    """
     (W, H), margin = size, (1 - share) / 2
     return margin * W, margin * H, W - margin * W, H - margin * H

@@ -15,18 +15,19 @@ from vlscore_lib.evaluation.summaries import classification_hits, compare
 def measure_models(
     runs: Mapping[str, tuple[dict, object]], seconds: Mapping[str, float] | None = None
 ) -> list[dict]:
-    """Sum up runs of several models on the same images, each at its own τ and α.
+    """Summarize runs of several models on the same images, each at its own τ and α.
 
     Args:
-        runs: a model's name -> parameters and records, see `read_run`.
-        seconds: a model's name -> its time for an image.
+        runs: a dict from model name to parameters and records, see `read_run`.
+        seconds: a dict from model name to its time for one image, in seconds; None shows no times.
 
     Returns:
-        For each model its shares with their 95 % intervals, ``above_constant``, GT-known above the constant
-        box that is best on these images, and ``above_first``, above the first model, see `compare`.
+        A dict for each model, with its shares and their 95 % intervals.  ``above_constant`` is its GT-known
+        minus that of the constant box that is best on these images, see `paired_difference`.  ``above_first``
+        is its GT-known minus that of the first model, see `compare`.
 
     Raises:
-        VLScoreError: the runs are of other images.
+        VLScoreError: the runs are on different images.
     """
     rows, first = [], next(iter(runs.values()))
     for name, (parameters, records) in runs.items():
@@ -52,7 +53,11 @@ def measure_models(
 
 
 def tabulate_models(rows: list[dict]):
-    """Rows of `measure_models` as a table to be read -> a pandas DataFrame of text, a row for each model."""
+    """Format the rows of `measure_models` as a table: a pandas DataFrame of text, a row for each model.
+
+    Args:
+        rows: from `measure_models`.
+    """
     pandas = import_extra("pandas", "evaluation")
 
     def share(figure) -> str:
@@ -81,7 +86,7 @@ def tabulate_models(rows: list[dict]):
 
 
 def to_percent(figure: dict) -> dict:
-    """A figure with its interval, in percent; a difference's p stays."""
+    """Convert a figure with its interval to percent; the p of a difference is unchanged."""
     value = figure["value"] if "value" in figure else figure["difference"]
     shares = {"value": value, "low": figure["low"], "high": figure["high"]}
     return {name: 100 * each for name, each in shares.items()} | {"p": figure.get("p")}

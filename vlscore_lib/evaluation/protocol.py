@@ -15,18 +15,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Protocol(EncodingOptions):
-    """What an evaluation measures, and how; None means the model's own.
+    """What an evaluation measures, and how.
+
+    It has the fields of `EncodingOptions` and those below.
 
     Attributes:
-        layer, maps, pca, keep, precision, batch_size, fit, refined: see `EncodingOptions`.
-        temperature, threshold: τ and α of the results.
-        temperatures, thresholds: of the sweep; the two above are added to them.
-        names: of the classes, see `read_dataset`.
-        templates: ``"report"``, the one prompt of the report, or ``"clip"``, the 80 of CLIP's authors.
-        slow_baselines: on so many images, the first, Score-CAM and gScoreCAM are measured too.
-        seed: of the choice of absent classes.
-        average_precision: whether boxes of all classes are compared with all objects; None, as data sets of
-            detection need it.
+        temperature: τ > 0 of the results; None means the model's own.
+        threshold: α in (0, 1) of the results; None means the model's own, for refined maps if ``refined``.
+        temperatures: further values of τ to measure; ``temperature`` is added.
+        thresholds: further values of α to measure; ``threshold`` is added.
+        names: names of ImageNet's classes, ``"imagenet"`` or ``"clip"``, see `imagenet_classes`.
+        templates: prompts, ``"report"`` or ``"clip"``, see `prompt_templates`.
+        slow_baselines: number of photos, from the first one on, on which Score-CAM and gScoreCAM are also
+            run.
+        seed: seed of the random choice of absent classes.
+        average_precision: whether to compare the boxes of all classes with all objects; None means: if the
+            data set is one for detection.
     """
 
     temperature: float | None = None
@@ -40,10 +44,13 @@ class Protocol(EncodingOptions):
     average_precision: bool | None = None
 
     def resolve(self, model: Model) -> Protocol:
-        """The same with the model's own values filled in, and checked.
+        """Fill in the model's own values, and check all values.
+
+        Args:
+            model: from `load_model`.
 
         Raises:
-            VLScoreError: a value out of range.
+            VLScoreError: a value is out of range.
         """
         from vlscore_lib.models.fast_encoder import choose_precision
 
@@ -73,10 +80,15 @@ class Protocol(EncodingOptions):
 
     @property
     def method(self) -> str:
-        """The name of what is measured, at the protocol's τ, in records and summaries."""
+        """Name of the measured method, with its τ, in records and summaries."""
         return method_name(self.temperature, self.refined)
 
 
 def method_name(temperature: float, refined: bool = False) -> str:
-    """What VL-Score at τ is called in records and summaries."""
+    """Name VL-Score at a temperature, as records and summaries do: such as ``"VL-Score, τ = 0.1"``.
+
+    Args:
+        temperature: τ.
+        refined: whether its maps are refined.
+    """
     return f"{'refined ' * refined}VL-Score, τ = {temperature:g}"

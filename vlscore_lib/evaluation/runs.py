@@ -1,4 +1,4 @@
-"""Runs: a folder that keeps shards of records, parameters and summary, and can be resumed."""
+"""Runs: a folder that keeps shards of records, the parameters and the summary, and can be resumed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ from vlscore_lib.models.base import Model
 
 
 class Run:
-    """An evaluation's folder; all of it is written whole or not at all.
+    """The folder of an evaluation, in which every file is written atomically.
+
+    Args:
+        model: from `load_model`.
+        dataset: from `read_dataset`.
+        protocol: with the model's values filled in, see `Protocol.resolve`.
+        out: the folder; None keeps nothing.
 
     Attributes:
-        shards: lists of (photo, whether slow baselines are measured on it), the unit of work and of resuming.
+        shards: lists of (photo, whether slow baselines are run on it).  A shard is the unit of work and of
+            resuming.
     """
 
     def __init__(self, model: Model, dataset: Dataset, protocol: Protocol, out=None):
@@ -33,11 +40,14 @@ class Run:
         self.model, self.left_out = model, {}  # number -> photos of a shard that could not be measured
 
     def shard_file(self, number: int) -> Path:
-        """Where a shard's records are kept."""
+        """Return the path of a shard's records."""
         return self.out / f"part-{number:05}.parquet"
 
     def start(self, resume: bool) -> dict:
-        """Open or make the folder -> the records of the shards that are there.
+        """Open or create the folder, and return the records of the shards in it.
+
+        Args:
+            resume: whether the folder may hold a run already.
 
         Raises:
             VLScoreError: it holds a run and ``resume`` is False, or a run with other parameters.
@@ -48,7 +58,7 @@ class Run:
         if file.exists():
             if not resume:
                 raise VLScoreError(
-                    f"{self.out} holds a run: add --resume to go on with it, or choose another folder"
+                    f"{self.out} holds a run: add --resume to continue it, or choose another folder"
                 )
             self.check_same(read_parameters(self.out))
         else:
@@ -71,7 +81,7 @@ class Run:
         return done
 
     def parameters(self) -> dict:
-        """All that the records depend on."""
+        """Return everything that the records depend on."""
         return {
             "vlscore": __version__,
             "model": self.model.name,
@@ -82,7 +92,7 @@ class Run:
         }
 
     def check_same(self, theirs: dict) -> None:
-        """Raises VLScoreError if a run in the folder has other parameters than this one."""
+        """Raise VLScoreError if the run in the folder has other parameters than this one."""
         ours = json.loads(json.dumps(self.parameters()))
         for key in ours | theirs:
             if ours.get(key) != theirs.get(key):
@@ -92,15 +102,15 @@ class Run:
                 )
 
     def left_out_file(self, number: int) -> Path:
-        """Where the photos of a shard are listed that could not be measured."""
+        """Return the path of the list of a shard's photos that could not be measured."""
         return self.out / f"part-{number:05}.json"
 
     def list_left_out(self) -> list[str]:
-        """A line for each photo that could not be measured, in the order of the photos."""
+        """Return a line for each photo that could not be measured, in the order of the photos."""
         return [line for _, left_out in sorted(self.left_out.items()) for line in left_out.values()]
 
     def keep(self, number: int, records, left_out: dict[str, str]):
-        """Write a shard, and read it back, so that a resumed run computes on the same."""
+        """Write a shard and read it back, so that a resumed run computes on the same values."""
         self.left_out[number] = left_out
         if self.out is None:
             return records
@@ -126,15 +136,18 @@ class Run:
 
 
 def read_left_out(path: Path) -> dict[str, str]:
-    """The photos of a shard that could not be measured: name -> a line that says why."""
+    """Read which photos of a shard could not be measured: name -> a line that says why."""
     return read_json(path) if path.exists() else {}
 
 
 def read_shard(path):
-    """Read a shard's records -> a pandas DataFrame.
+    """Read the records of one shard: a pandas DataFrame.
+
+    Args:
+        path: a file ``part-*.parquet``.
 
     Raises:
-        VLScoreError: it is damaged, or no shard.
+        VLScoreError: the file is damaged, or is not a shard.
     """
     pandas = import_extra("pandas", "evaluation")
     try:
@@ -146,10 +159,10 @@ def read_shard(path):
 
 
 def read_parameters(out) -> dict:
-    """The parameters of the run in a folder.
+    """Read the parameters of the run in a folder.
 
     Raises:
-        VLScoreError: it holds no run.
+        VLScoreError: the folder holds no run.
     """
     facts = read_json(Path(out) / "run.json")
     parameters = facts.get("parameters") if isinstance(facts, dict) else None
@@ -157,14 +170,17 @@ def read_parameters(out) -> dict:
         raise VLScoreError(f"{Path(out) / 'run.json'} has no parameters of a run: choose another folder")
     if "peers" in parameters:  # as version 0.1.0 called them
         parameters["slow_baselines"] = parameters.pop("peers")
-    return {"average_precision": False} | parameters  # which older runs do not tell
+    return {"average_precision": False} | parameters  # older runs lack it
 
 
 def read_run(out) -> tuple[dict, object]:
-    """A finished run's parameters, and its records as a pandas DataFrame.
+    """Read a finished run: its parameters, a dict, and its records, a pandas DataFrame.
+
+    Args:
+        out: the folder of the run.
 
     Raises:
-        VLScoreError: no such run, or one that was stopped.
+        VLScoreError: there is no run in the folder, or it was stopped before its end.
     """
     pandas = import_extra("pandas", "evaluation")
     out = Path(out)
@@ -172,7 +188,7 @@ def read_run(out) -> tuple[dict, object]:
     shards = [read_shard(path) for path in sorted(out.glob("part-*.parquet"))]
     left_out = [read_left_out(path) for path in out.glob("part-*.json")]
     if sum(map(len, [*shards, *left_out])) != parameters["images"]:
-        raise VLScoreError(f"{out} holds a run that was stopped: finish it by vlscore evaluate --resume")
+        raise VLScoreError(f"{out} holds a run that was stopped: finish it with vlscore evaluate --resume")
     return parameters, pandas.concat(shards, ignore_index=True)
 
 

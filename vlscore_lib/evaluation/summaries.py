@@ -1,4 +1,4 @@
-"""Summaries: the records of an evaluation summed up, and two runs compared."""
+"""Summaries of the records of an evaluation, and comparisons of two runs."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from vlscore_lib.evaluation.protocol import Protocol, method_name
 
 
 def summarize(records, protocol: Protocol) -> dict:
-    """Sum up an evaluation's records; every figure is a share in [0, 1] with its 95 % interval.
+    """Summarize an evaluation's records: shares in [0, 1] with their 95 % intervals.
 
     Args:
-        records: of `measure`, a pandas DataFrame.
+        records: a pandas DataFrame of the records of `measure`.
+        protocol: with the model's values filled in, see `Protocol.resolve`.
 
     Returns:
-        ``results``: GT-known, Top-1 and Top-5 Loc, mean box IoU, at the protocol's τ and α, MaxBoxAcc and
-        MaxBoxAccV2, whose thresholds are the best on these images by their definition;
-        ``classification``; ``boxes`` against objects; ``presence``; ``average_precision``, see
-        `sum_up_labels`, or None; ``methods``: the same for each
-        temperature and each baseline, over all thresholds; ``constant_box`` and ``whole_image``;
-        ``gt_known_above``: by how much ours is above each other method at that one's best threshold here,
-        with p by the paired bootstrap, see `compare`.
+        A dict.  ``results`` has GT-known, Top-1 and Top-5 Loc and the mean box IoU at the protocol's τ and α,
+        and MaxBoxAcc and MaxBoxAccV2, which take the best thresholds on these images by definition.
+        ``methods`` has the same for each temperature and baseline, at all thresholds.  ``gt_known_above`` has
+        the margin over each other method, at that method's best threshold here, see `paired_difference`.
+        Further keys are ``classification``, ``boxes`` (their number against the objects'), ``presence``,
+        ``average_precision`` (or None), ``constant_box`` and ``whole_image``.
     """
     methods = {
         column.removeprefix("iou: "): sum_up_method(records, column.removeprefix("iou: "), protocol)
@@ -79,7 +79,7 @@ def summarize(records, protocol: Protocol) -> dict:
 
 
 def classification_hits(records) -> tuple[np.ndarray, np.ndarray]:
-    """Whether the label is the likeliest class, and among the five likeliest: (n,) each of bool."""
+    """Tell whether the label is the likeliest class, and among the five likeliest: (n,) each of bool."""
     ranks = [
         list(top).index(label) if label in top else 5 for top, label in zip(records["top5"], records["label"])
     ]
@@ -87,7 +87,7 @@ def classification_hits(records) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sum_up_method(records, method, protocol):
-    """All metrics of one method, on the images it was measured on."""
+    """Compute all metrics of one method, on the images that it was measured on."""
     rows = records[records[f"iou: {method}"].notna()]
     iou, largest = np.stack(rows[f"iou: {method}"]), np.stack(rows[f"largest: {method}"])  # (n, A)
     hits, (first, five) = iou > 0.5, classification_hits(rows)
@@ -109,7 +109,7 @@ def sum_up_method(records, method, protocol):
 
 
 def sum_up_presence(records):
-    """How often the label, and a class that is not there, are said to be absent; and how well scores tell."""
+    """Count how often the label and an absent class are called absent, and rate how scores separate them."""
     rows = records[records["absent_label"] != ""]
     if not len(rows):
         return None
@@ -127,7 +127,7 @@ def sum_up_presence(records):
 
 
 def _resampled_auroc(there, absent):
-    """The AUROC of each resample: both scores of an image are drawn together."""
+    """Compute the AUROC of each resample; both scores of an image are drawn together."""
     order = absent.argsort()
     below, upto = (np.searchsorted(absent[order], there, side) for side in ("left", "right"))
     areas = []
@@ -141,23 +141,24 @@ def compare(first, second, count: int = 10_000) -> dict:
     """Compare two runs on the same images by the paired bootstrap (Efron and Tibshirani 1993).
 
     Args:
-        first, second: (parameters, records) of `read_run`, each taken at its own τ and α.
+        first: parameters and records of a run, see `read_run`; it is taken at its own τ and α.
+        second: parameters and records of the other run.
         count: number of resamples.
 
     Returns:
-        For each metric the value of both, ``difference`` second - first with its 95 % interval, and ``p``,
-        two-sided: how rarely resampling turns the difference around.
+        A dict from metric to ``first``, ``second``, ``difference`` (second - first), ``low`` and ``high`` of
+        its 95 % interval, and the two-sided ``p``, see `two_sided`.
 
     Raises:
-        VLScoreError: the runs are of other images.
+        VLScoreError: the runs are on different images or boxes.
     """
     sides = [paired_metrics(*each) for each in (first, second)]
     same = ("image", "label", "objects")
     n = len(first[1])
     if n != len(second[1]) or any(list(first[1][each]) != list(second[1][each]) for each in same):
-        raise VLScoreError("the two runs are of other images: compare runs on the same ones")
+        raise VLScoreError("the two runs are on different images: compare runs on the same images")
     if not np.array_equal(*(np.stack(records["constant"]) for _, records in (first, second))):
-        raise VLScoreError("the two runs are of other boxes: compare runs on the same ones")
+        raise VLScoreError("the two runs are on different boxes: compare runs on the same boxes")
     everyone = np.ones(n)
     found = {}
     for metric in sides[0]:
@@ -170,7 +171,7 @@ def compare(first, second, count: int = 10_000) -> dict:
 
 
 def paired_metrics(parameters, records):
-    """Each metric as a function of how often each image is drawn (n,)."""
+    """Return each metric as a function of how often each image is drawn, (n,)."""
     n, ours = len(records), method_name(parameters["temperature"], parameters.get("refined", False))
     at = parameters["thresholds"].index(parameters["threshold"])
     iou, largest = np.stack(records[f"iou: {ours}"]), np.stack(records[f"largest: {ours}"])

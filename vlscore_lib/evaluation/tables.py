@@ -1,4 +1,4 @@
-"""Summaries as text, and the published figures."""
+"""Summaries as text and as tables, and the published figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 from vlscore_lib.encoding import PRESENT
 from vlscore_lib.errors import import_extra
 
-# Published figures, percent: GT-known, Top-1 Loc, Top-5 Loc, and where they stand.
+# Published figures, percent: GT-known, Top-1 Loc, Top-5 Loc, and their source.
 PUBLISHED = [
     ("VL-Score, RN50, α = 0.55", 64.24, 37.65, 54.90, "report, Table 2"),
     ("VL-Score, RN50, α = 0.60", 66.93, 39.30, 57.20, "report, Table 2"),
@@ -31,7 +31,11 @@ PUBLISHED = [
 
 
 def summary_table(summary: dict) -> str:
-    """A summary as text: one row for each method, in percent, GT-known with its 95 % interval."""
+    """Format a summary as text: one row for each method, in percent, GT-known with its 95 % interval.
+
+    Args:
+        summary: from `summarize`, or read from ``summary.json`` by `read_json`.
+    """
     at = summary["thresholds"].index(summary["threshold"])
     width = max(20, *map(len, summary["methods"]))
 
@@ -83,13 +87,13 @@ def summary_table(summary: dict) -> str:
 
 
 def tabulate_figures(rows: list[dict], columns: dict[str, str], decimals: int = 1):
-    """Figures of stored rows as a table to be read, shares in percent -> a pandas DataFrame of text.
+    """Format figures of stored rows as a table: a pandas DataFrame of text, shares in percent.
 
     Args:
-        rows: as the files in ``data/`` hold them, dicts within dicts.
-        columns: heading -> where its figure stands, keys between dots.  A share with an interval, and a
-            paired difference, bring theirs; where a row has no such figure, the cell is empty.
-        decimals: of a percentage; none are worth showing for a few images.
+        rows: nested dicts, as in the files of ``data/``.
+        columns: a dict from heading to the keys of its figure, joined by dots.  A share or difference with an
+            interval is shown with it; if a row has no such figure, the cell is empty.
+        decimals: number of decimals of a percentage; 0 is enough for a few images.
     """
     import pandas
 
@@ -104,14 +108,14 @@ def tabulate_figures(rows: list[dict], columns: dict[str, str], decimals: int = 
 
 
 def tabulate_summary(summary: dict):
-    """A summary as a table to be read, shares in percent -> a pandas DataFrame of text.
+    """Format a summary as a table: a pandas DataFrame of text, shares in percent.
 
-    A row is a method at the CAM threshold that is best for it on these images, with a star; VL-Score has a
-    row for its own threshold too.  GT-known has its 95 % interval; V2 is MaxBoxAccV2.  Below 100 images no
-    decimals are shown.
+    There is a row for each method at the CAM threshold that is best for it on these images, marked by a
+    star.  VL-Score also has a row for its own threshold.  GT-known is shown with its 95 % interval; V2 is
+    MaxBoxAccV2.  Below 100 images, no decimals are shown.
 
     Args:
-        summary: of `summarize`.
+        summary: from `summarize`.
     """
     alphas, rows = summary["thresholds"], []
     own = alphas.index(summary["threshold"])
@@ -138,7 +142,12 @@ def tabulate_summary(summary: dict):
 
 
 def show_table(table, title: str):
-    """A pandas DataFrame as a table with a title, for the end of a notebook's cell."""
+    """Show a pandas DataFrame as a table with a title, at the end of a notebook's cell.
+
+    Args:
+        table: the DataFrame.
+        title: plain text.
+    """
     display = import_extra("IPython.display", "notebooks")
     html = table.to_html(index=False, border=0)
     head, body = html.split("\n", 1)
@@ -146,7 +155,7 @@ def show_table(table, title: str):
 
 
 def format_figure(figure, decimals: int = 1) -> str:
-    """A share in percent, with its interval where it has one; a difference has a sign; text stays."""
+    """Format a share in percent, with its interval if it has one; a difference gets a sign; text stays."""
     if isinstance(figure, dict):
         one = f"{{:{'+' * ('p' in figure)}.{decimals}f}}"
         shares = (100 * figure[key] for key in ("value", "low", "high"))
@@ -157,7 +166,7 @@ def format_figure(figure, decimals: int = 1) -> str:
 
 
 def published_table() -> str:
-    """The published figures as text, each with its source."""
+    """Format the published figures as text, each with its source."""
     rows = [f"{'on ImageNet, not measured here':33} GT-known Top-1 Top-5  source"]
     for name, known, first, five, source in PUBLISHED:
         figures = " ".join(f"{'' if each is None else f'{each:.2f}':>5}" for each in (first, five))

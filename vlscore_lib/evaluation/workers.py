@@ -1,4 +1,4 @@
-"""Shards of an evaluation measured in this process, or on the workers of a Dask cluster."""
+"""Shards of an evaluation, measured in this process or on the workers of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vlscore_lib.evaluation.protocol import Protocol
 from vlscore_lib.images import load_image
 from vlscore_lib.pipeline import finish_behind
 
-TRIES = 3  # of a shard, each of which ends when as many workers died of it as Dask allows, by default 4
-PATIENCE = 5  # seconds without a result, after which the number of workers is looked at
+TRIES = 3  # of a shard; each ends after the number of dead workers that Dask allows, by default 4
+PATIENCE = 5  # seconds without a result, after which the workers are counted
 
 
 class EvaluationContext(NamedTuple):
-    """What a process needs beside the photos.
+    """What a process needs besides the photos.
 
     Attributes:
         model: its name.
@@ -40,12 +40,12 @@ class EvaluationContext(NamedTuple):
 
 
 class ReadShard(NamedTuple):
-    """A shard whose photos were read.
+    """A shard whose photos have been read.
 
     Attributes:
-        photos: those of `Run.shards` that could be read.
-        images: of each.
-        left_out: name -> a line that says why, of each other photo.
+        photos: the entries of the shard that could be read.
+        images: the PIL image of each.
+        left_out: for each other photo, its name -> a line that says why.
     """
 
     photos: list
@@ -57,7 +57,7 @@ def read_shard_images(shard, skips_bad: bool) -> ReadShard:
     """Read and decode the photos of one of `Run.shards`.
 
     Raises:
-        VLScoreError: a photo cannot be read, and bad ones are not to be left out.
+        VLScoreError: a photo cannot be read, and ``skips_bad`` is False.
     """
     read = ReadShard([], [], {})
     for photo, with_slow_baselines in shard:
@@ -72,13 +72,13 @@ def read_shard_images(shard, skips_bad: bool) -> ReadShard:
 
 
 def measure_here(observe, record, todo: dict, skips_bad: bool):
-    """Measure shard after shard in this process -> (number, records, photos left out) of each.
+    """Measure one shard after the other in this process -> (number, records, photos left out) of each.
 
-    While a shard goes through the encoder, threads read the photos of the next and measure those of the one
-    before.
+    While one shard goes through the encoder, threads read the photos of the next and measure those of the
+    previous one.
 
     Args:
-        observe: a function of a shard and its images -> what the model gives of each photo.
+        observe: a function of a shard and its images -> what the model computes for each photo.
         record: a function of that -> a photo's record; the model is not run.
         todo: number -> shard.
         skips_bad: see `read_shard_images`.
@@ -93,7 +93,7 @@ def measure_here(observe, record, todo: dict, skips_bad: bool):
 
 
 def observe_shards(observe, todo: dict, skips_bad: bool):
-    """Run the model on shard after shard, see `measure_here` -> (number, what it gives, photos left out)."""
+    """Run the model on one shard after the other -> (number, results, photos left out) of each."""
     shards = list(todo.items())
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(read_shard_images, shards[0][1], skips_bad)
@@ -105,11 +105,11 @@ def observe_shards(observe, todo: dict, skips_bad: bool):
 
 
 def measure_by_dask(client, measure_on_worker, context: EvaluationContext, todo: dict):
-    """Measure shards on the workers of a `dask.distributed.Client`, as each comes in.
+    """Measure shards on the workers of a `dask.distributed.Client`, and yield each as it is finished.
 
-    A task brings all it needs, and few wait at a time, so a lost worker loses but the shards in its hands,
-    which others measure.  A shard that Dask gives up, after so many workers died with it, is tried again
-    when all others are done, alone, so that none is blamed for another's fault.
+    A task carries all it needs, and few tasks wait at a time.  A lost worker therefore loses only the shards
+    that it was working on, and others measure them.  If too many workers die on a shard, Dask gives it up; it
+    is tried again at the end, alone, so that no shard is blamed for another's fault.
 
     Args:
         measure_on_worker: what a worker runs, a function of the context and a shard -> records, and the
@@ -120,7 +120,7 @@ def measure_by_dask(client, measure_on_worker, context: EvaluationContext, todo:
         (number, records, photos left out), as `measure_here`.
 
     Raises:
-        VLScoreError: the scheduler was lost; a shard killed its workers in each of `TRIES` tries, and bad
+        VLScoreError: the scheduler was lost; or a shard killed its workers in each of `TRIES` tries, and bad
             photos are not to be left out.
     """
     from distributed import CancelledError, KilledWorker, wait
@@ -149,7 +149,7 @@ def measure_by_dask(client, measure_on_worker, context: EvaluationContext, todo:
                     yield number, *future.result()
                 except CancelledError:
                     raise VLScoreError(
-                        "the Dask scheduler was lost: start it, and go on by --resume"
+                        "the Dask scheduler was lost: start it, and continue with --resume"
                     ) from None
                 except KilledWorker as error:
                     tries[number] += 1
@@ -164,16 +164,16 @@ def measure_by_dask(client, measure_on_worker, context: EvaluationContext, todo:
 
 @contextmanager
 def start_cluster(workers: int | None, scheduler: str | None):
-    """A Dask client of so many own processes, or of a scheduler, while the block runs; None for neither.
+    """Open a Dask client while the block runs: with own processes, or with a scheduler; None for neither.
 
     Raises:
-        VLScoreError: both are given, fewer than one worker, or no scheduler at that address.
+        VLScoreError: both are given, the number of workers is below 1, or no scheduler answers.
     """
     if workers is None and scheduler is None:
         yield None
         return
     if workers is not None and (scheduler is not None or workers < 1):
-        raise VLScoreError(f"--workers is {workers}: give 1 or more, and no --scheduler beside it")
+        raise VLScoreError(f"--workers is {workers}: give 1 or more, and leave --scheduler out")
     import_extra("dask", "evaluation")
     distributed = import_extra("distributed", "evaluation")
     with ExitStack() as stack:
@@ -187,7 +187,7 @@ def start_cluster(workers: int | None, scheduler: str | None):
 
 @contextmanager
 def open_local_cluster(count: int, **options):
-    """A Dask cluster of so many processes on this machine, while the block runs."""
+    """Run a Dask cluster of ``count`` processes on this machine while the block runs."""
     from distributed import LocalCluster
 
     cluster = LocalCluster(count, threads_per_worker=1, dashboard_address="127.0.0.1:0", **options)
@@ -199,12 +199,12 @@ def open_local_cluster(count: int, **options):
 
 
 def count_workers(client) -> int:
-    """The number of workers that a scheduler has now."""
+    """Count the workers that a scheduler has now."""
     return len(client.scheduler_info(n_workers=-1)["workers"])
 
 
 def tell_of_no_workers(client) -> None:
-    """Say on stderr what a scheduler without workers waits for."""
+    """Say on stderr that a scheduler without workers waits for one."""
     address = client.scheduler.address
     print(
         f"vlscore: the Dask scheduler at {address} has no workers: waiting for one; start it by"
@@ -214,7 +214,7 @@ def tell_of_no_workers(client) -> None:
 
 
 def tell_of_killed_workers(client, shard, error, deaths: list[str]) -> str:
-    """What is said of a shard that killed its workers in all tries."""
+    """Write the message for a shard that killed its workers in all tries."""
     names = [photo.path.name for photo, _ in shard]
     count = TRIES * (error.allowed_failures + 1)
     limits = [each["memory_limit"] for each in client.scheduler_info(n_workers=-1)["workers"].values()]
@@ -229,9 +229,9 @@ def tell_of_killed_workers(client, shard, error, deaths: list[str]) -> str:
 
 @contextmanager
 def watch_memory():
-    """Collect, while the block runs, what Dask says of workers that it stopped for their memory.
+    """Collect, while the block runs, Dask's messages about workers that it stopped for their memory.
 
-    Those of a cluster of this process alone; what a distant one says stands in its own log.
+    Only a cluster of this process is watched; a remote one writes such messages to its own log.
     """
     deaths = []
 

@@ -15,16 +15,17 @@ from vlscore_lib.labelling.labels import LabelledPhoto
 
 
 def write_labels(photos: list[LabelledPhoto], classes: list[str], form: str, out, folder) -> None:
-    """Write labels in a format; each file is written whole.
+    """Write the labels of photos in a format; each file is written atomically.
 
     Args:
-        classes: all that were looked for, in the order of their numbers.
-        form: one of `FORMATS`.
+        photos: the labelled photos.
+        classes: all classes that were looked for, in the order of their numbers.
+        form: one of `LABEL_FORMATS`.
         out: the folder to write into.
-        folder: of the photos.
+        folder: the folder of the photos.
 
     Raises:
-        VLScoreError: an unknown format.
+        VLScoreError: the format is unknown.
     """
     for name, content in format_labels(photos, classes, form, folder):
         file = Path(out) / name
@@ -33,7 +34,17 @@ def write_labels(photos: list[LabelledPhoto], classes: list[str], form: str, out
 
 
 def format_labels(photos: list[LabelledPhoto], classes: list[str], form: str, folder):
-    """Labels in a format: the path and content of each file, see `write_labels`."""
+    """Format the labels of photos: an iterator over the relative path and the bytes of each file.
+
+    Args:
+        photos: the labelled photos.
+        classes: all classes that were looked for, in the order of their numbers.
+        form: one of `LABEL_FORMATS`.
+        folder: the folder of the photos.
+
+    Raises:
+        VLScoreError: the format is unknown.
+    """
     check_choice(form, FORMATS, "format")
     yield from FORMATS[form](photos, classes, Path(folder))
 
@@ -43,7 +54,7 @@ def to_bytes(facts) -> bytes:
 
 
 def format_coco(photos, classes, folder) -> Iterator[tuple[str, bytes]]:
-    """COCO's JSON (Lin et al. 2014) of images, categories, and annotations with a score."""
+    """Format as COCO's JSON (Lin et al. 2014): images, categories, and annotations with a score."""
     images, annotations = [], []
     for number, photo in enumerate(photos, 1):
         W, H = photo.size
@@ -66,14 +77,14 @@ def format_coco(photos, classes, folder) -> Iterator[tuple[str, bytes]]:
 
 
 def name_files(photos, ending: str) -> list[str]:
-    """A file for each photo, in folders like the photos'; ``a.jpg`` beside ``a.png`` keep their endings."""
+    """Name a file for each photo, in the photos' folders; ``a.jpg`` next to ``a.png`` keep their endings."""
     plain = [PurePosixPath(photo.place).with_suffix(ending) for photo in photos]
     times = Counter(plain)
     return [str(name) if times[name] == 1 else f"{photo.place}{ending}" for name, photo in zip(plain, photos)]
 
 
 def format_voc(photos, classes, folder) -> Iterator[tuple[str, bytes]]:
-    """Pascal VOC's XML, a file for each photo, in folders like the photos'; its last pixels are inside."""
+    """Format as Pascal VOC's XML: a file for each photo, in the photos' folders; last pixels are included."""
     for photo, name in zip(photos, name_files(photos, ".xml")):
         root = ElementTree.Element("annotation")
         place = PurePosixPath(photo.place)
@@ -108,9 +119,10 @@ def format_voc(photos, classes, folder) -> Iterator[tuple[str, bytes]]:
 
 
 def format_yolo(photos, classes, folder) -> Iterator[tuple[str, bytes]]:
-    """YOLO's text: class, centre and size as shares of the photo's sides; ``data.yaml`` names the classes.
+    """Format as YOLO's text: class, centre and size as shares of the photo's sides; ``data.yaml`` names the
+    classes.
 
-    A training set has no scores; they stand in the journal.
+    A YOLO training set has no scores; the journal has them.
     """
     for photo, name in zip(photos, name_files(photos, ".txt")):
         W, H = photo.size
@@ -127,7 +139,7 @@ def format_yolo(photos, classes, folder) -> Iterator[tuple[str, bytes]]:
 
 
 def format_label_studio(photos, classes, folder) -> Iterator[tuple[str, bytes]]:
-    """Label Studio's tasks with predictions, for its local storage, and the view that shows them."""
+    """Format as Label Studio's tasks with predictions, for its local storage, and the view to show them."""
     tasks = []
     for photo in photos:
         W, H = photo.size

@@ -1,4 +1,4 @@
-"""What was found in photos, and the journal that keeps it photo by photo."""
+"""The labels of photos, and the journal that keeps them photo by photo."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from vlscore_lib.errors import VLScoreError
 from vlscore_lib.files import write_whole
 
 JOURNAL = "labels.jsonl"
-UNFINISHED = ".vlscore-"  # what a file begins with that a kill left half-written, see `write_whole`
+UNFINISHED = ".vlscore-"  # prefix of a file that a killed process left half-written, see `write_whole`
 
 
 class LabelledBox(NamedTuple):
-    """A box of a class.
+    """A box around an object of a class.
 
     Attributes:
-        label: the class.
-        score: how sure the model is, in [0, 1], see `vlscore.label`.
+        label: name of the class.
+        score: the model's confidence in [0, 1], see `Labeller`.
         box: (x0, y0, x1, y1) in pixels of the upright photo, half-open.
     """
 
@@ -31,12 +31,12 @@ class LabelledBox(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelledPhoto:
-    """What was found in a photo.
+    """A photo with the boxes that were found in it.
 
     Attributes:
-        place: its path below the folder, with slashes.
+        place: path of the photo below its folder, with slashes.
         size: (W, H) of the upright photo in pixels.
-        boxes: of all classes that were found, in the order of the classes.
+        boxes (list[LabelledBox]): boxes of all classes that were found, in the order of the classes.
     """
 
     place: str
@@ -45,35 +45,45 @@ class LabelledPhoto:
 
 
 def check_classes(classes) -> dict[str, list[str]]:
-    """Class -> its names, from a list of names or such a table.
+    """Check class names, and return a dict from each class to its names.
+
+    Args:
+        classes: a list of names, or a dict from each class to its names.
 
     Raises:
-        VLScoreError: no class, an empty one, or one that is named twice.
+        VLScoreError: there is no class, a class without a name, or one that is named twice.
     """
     if isinstance(classes, str):
-        raise VLScoreError(f"one text where a list of classes belongs: write [{classes!r}]")
+        raise VLScoreError(f"expected a list of classes, not one text: write [{classes!r}]")
     names = [str(each).strip() for each in classes]
     if not names or not all(names):
         raise VLScoreError(
             "there is no class to look for, or one without a name: give names, such as dog,cat"
         )
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise VLScoreError(f"the class {twice!r} is named twice: take one out")
+        raise VLScoreError(f"the class {twice!r} is named twice: remove one")
     lists = classes.values() if isinstance(classes, dict) else ([name] for name in names)
     return dict(zip(names, map(list, lists)))
 
 
 class Journal:
-    """A file with a line for each photo that is done, so that a labelling that was killed goes on.
+    """A file with one line for each finished photo, from which an interrupted labelling run can resume.
 
-    The first line tells the classes and the options.  A last line that was cut short is dropped.
+    The first line holds the classes and the options.  A last line that was cut short is dropped.
+
+    Args:
+        folder: the folder for the file ``labels.jsonl``; it is created if it does not exist.
+        parameters: the classes and the options, as JSON-compatible values.
+
+    Attributes:
+        photos: a dict from path below the folder to the `LabelledPhoto` of each finished photo.
+        skipped: a dict from path below the folder to why a photo was left out.
+
+    Raises:
+        VLScoreError: the folder holds other files, or labels made with other classes or options.
     """
 
     def __init__(self, folder, parameters: dict):
-        """
-        Raises:
-            VLScoreError: the folder holds something else, or labels of other classes or options.
-        """
         self.folder, self.parameters = Path(folder), json.loads(json.dumps(parameters))
         self.file = self.folder / JOURNAL
         if self.folder.exists() and not self.folder.is_dir():
@@ -81,7 +91,7 @@ class Journal:
         if not self.file.exists():
             others = [each for each in self.folder.glob("*") if not each.name.startswith(UNFINISHED)]
             if others:
-                raise VLScoreError(f"{folder} holds something else than labels: choose an empty folder")
+                raise VLScoreError(f"{folder} holds files other than labels: choose an empty folder")
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.file, encode_line({"parameters": self.parameters}))
         self.photos: dict[str, LabelledPhoto] = {}
@@ -89,7 +99,7 @@ class Journal:
         self.read()
 
     def read(self) -> None:
-        """Read what is done, and drop a line that was cut short."""
+        """Read the finished photos, and drop a line that was cut short."""
         content = self.file.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         try:
@@ -102,7 +112,7 @@ class Journal:
                     boxes = [LabelledBox(label, score, tuple(box)) for label, score, box in line["boxes"]]
                     self.photos[line["photo"]] = LabelledPhoto(line["photo"], tuple(line["size"]), boxes)
         except (ValueError, KeyError, TypeError) as error:
-            raise VLScoreError(f"{self.file} is damaged ({error}): take {self.folder} away") from None
+            raise VLScoreError(f"{self.file} is damaged ({error}): delete {self.folder}") from None
         if other:
             told = {key for key, value in self.parameters.items() if first["parameters"].get(key) != value}
             raise VLScoreError(
@@ -113,20 +123,22 @@ class Journal:
             write_whole(self.file, whole)
 
     def is_done(self, place: str) -> bool:
+        """Tell whether the photo at this path below the folder is finished or was left out."""
         return place in self.photos or place in self.skipped
 
     def add(self, photo: LabelledPhoto) -> None:
-        """Keep a photo that is done."""
+        """Store a finished photo."""
         self.photos[photo.place] = photo
         boxes = [[each.label, each.score, each.box] for each in photo.boxes]
         self.append({"photo": photo.place, "size": photo.size, "boxes": boxes})
 
     def skip(self, place: str, why: str) -> None:
-        """Keep that a photo cannot be used, and why."""
+        """Store that a photo cannot be used, and why."""
         self.skipped[place] = why
         self.append({"photo": place, "skipped": why})
 
     def append(self, facts: dict) -> None:
+        """Append a line to the file, and flush it to disk."""
         with self.file.open("ab") as file:
             file.write(encode_line(facts))
             file.flush()

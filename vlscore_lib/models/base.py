@@ -1,4 +1,4 @@
-"""A model: an image encoder and a text encoder with one embedding space, and how its layers are read."""
+"""A model: an image encoder and a text encoder that share an embedding space, and how its layers are read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ TEXT_BATCH = 64  # prompts that are embedded at once
 
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:
-    """Scale vectors (…, D) to length 1, in float32."""
+    """Scale vectors (…, D) to length 1, in float32.
+
+    Args:
+        vectors: (…, D).
+    """
     return F.normalize(vectors.float(), dim=-1)
 
 
@@ -32,7 +36,7 @@ class Preprocessing:
 
     Attributes:
         input_size: S, the side of the square input in pixels.
-        mean, std: of the pixel values 0–255, for each channel.
+        mean, std: of each channel, for pixel values from 0 to 255.
         interpolation: ``"bicubic"``, ``"bilinear"`` or another filter of PIL, in lower case.
     """
 
@@ -45,10 +49,10 @@ class Preprocessing:
         """Fit an image into the square input and normalise it.
 
         Args:
-            size: of the square's side in pixels, S by default.
+            size: side of the square in pixels, S by default.
 
         Returns:
-            X (3, S, S), float32, on the CPU; what lies outside the image is 0, the mean colour.
+            X (3, S, S), float32, on the CPU; pixels outside the image are 0, the mean colour.
         """
         S, image = size or self.input_size, load_image(image)
         (W, H), (x0, y0, x1, y1) = fit_region(image.size, fit)
@@ -68,9 +72,9 @@ class Preprocessing:
 
 
 def snap_crop(W: int, H: int, S: int) -> tuple[float, ...]:
-    """The centred square of a W×H image as CLIP's own preprocessing cuts it: (x0, y0, x1, y1).
+    """Cut the centred square of a W×H image as CLIP's own preprocessing does: (x0, y0, x1, y1).
 
-    That resizes the image to a short side of S and cuts S×S pixels out of it, both in whole pixels.
+    CLIP resizes the image to a short side of S and cuts S×S pixels out of it, both in whole pixels.
     """
 
     def cut(side: int) -> tuple[float, float]:
@@ -83,23 +87,32 @@ def snap_crop(W: int, H: int, S: int) -> tuple[float, ...]:
 
 
 class Model:
-    """An image encoder f and a text encoder g with one embedding space.
+    """An image encoder and a text encoder that share an embedding space.
 
-    A family gives ``visual`` (a module, (B, 3, S, S) -> (B, F) features), `project` (features ->
-    embeddings), `count_tokens`, `embed_texts` and `layer_modules`.
+    `load_model` returns one.  To add a family of models, write a subclass with `layer_modules`,
+    `count_tokens`, `embed_texts` and, if the features are not yet in the joint space, `project`.
+
+    Args:
+        name: the model's name.
+        visual: the image encoder, a module that turns pixels (B, 3, S, S) into features (B, F).
+        device: the PyTorch device for the weights.
+        preprocessing: input side, mean, standard deviation and interpolation, and the function that applies
+            them.
+        defaults: the model's tuned τ, α, α of refined maps, and prominence of their peaks.
 
     Attributes:
         name: as given to `load_model`.
-        family: of the image encoder, ``"cnn"`` or ``"vit"``, whose layers are blocks of a Vision Transformer.
+        family: kind of image encoder: ``"cnn"``, or ``"vit"`` if its layers are blocks of a Vision
+            Transformer.
         layers: names of the layers that `feature_maps` can read; the last one is the default.
-        device: where the weights are.
+        device: the PyTorch device of the weights.
         preprocessing: how an image becomes the encoder's input.
-        defaults: the model's tuned τ and α.
-        stride: side of a cell of the last layer in pixels of the input.
-        fine_layer: name of the layer whose features tell the object from the background in `refine`.
-        other_words: names of things that the model knows, which `p_absent` compares with; COCO's 80
-            everyday things if None.
-        context_length: the most tokens of a prompt, start and end tokens included.
+        defaults: the tuned values; the properties below return each of them.
+        stride: side of a cell of the last layer, in pixels of the input.
+        fine_layer: name of the layer whose features separate the object from the background in `refine`.
+        other_words: names of things that the model knows, to compare with in `p_absent`; None means COCO's 80
+            everyday things.
+        context_length: the largest number of tokens in a prompt, start and end tokens included.
     """
 
     family = "cnn"
@@ -124,22 +137,22 @@ class Model:
 
     @property
     def temperature(self) -> float:
-        """τ, see `Defaults`."""
+        """τ, the temperature that `localize` uses by default."""
         return self.defaults.temperature
 
     @property
     def threshold(self) -> float:
-        """α, see `Defaults`."""
+        """α, the CAM threshold of plain maps that `localize` uses by default."""
         return self.defaults.threshold
 
     @property
     def refined_threshold(self) -> float:
-        """α of refined maps, see `Defaults`."""
+        """α for refined maps."""
         return self.defaults.refined_threshold
 
     @property
     def prominence(self) -> float:
-        """Of the peaks of refined maps, see `Defaults`."""
+        """How far a peak of a refined map must rise to have a box of its own, see `split_instances`."""
         return self.defaults.prominence
 
     @property
@@ -147,33 +160,42 @@ class Model:
         return list(self.layer_modules())
 
     def preprocess(self, image: Image.Image, fit: str = "squash", size: int | None = None) -> torch.Tensor:
-        """Fit an image into the square input and normalise it -> X (3, S, S), see `Preprocessing`."""
+        """Fit an image into the square input and normalise it.
+
+        Args:
+            image: a path or a PIL image.
+            fit: one of `FITS`, see `fit_region`.
+            size: side of the square in pixels; None means S.
+
+        Returns:
+            X (3, S, S), float32, on the CPU; pixels outside the image are 0, the mean colour.
+        """
         return self.preprocessing(image, fit, size)
 
     # What a family defines.
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
-        """Take the image encoder's features (B, F) to the joint space (B, D), of any length."""
+        """Project the image encoder's features (B, F) into the joint space: (B, D), of any norm."""
         return features
 
     def layer_modules(self) -> dict[str, torch.nn.Module]:
-        """Layer name -> the module whose output is its maps, the last layer last."""
+        """Map each layer's name to the module whose output is its maps, the last layer last."""
         raise NotImplementedError
 
     def count_tokens(self, prompt: str) -> int:
-        """The number of a prompt's tokens, start and end tokens included."""
+        """Count the tokens of a prompt, start and end tokens included."""
         raise NotImplementedError
 
     def embed_texts(self, prompts: list[str]) -> torch.Tensor:
-        """Embed checked prompts -> (N, D), of any length."""
+        """Embed prompts that have been checked: (N, D), of any norm."""
         raise NotImplementedError
 
     def maps_module(self, layer: str, maps: str) -> torch.nn.Module:
-        """The module that tells maps of a kind, see `tapped_maps`."""
+        """Return the module from whose input or output a kind of maps is read."""
         return self.layer_modules()[layer]
 
     def gradient_module(self, layer: str) -> torch.nn.Module:
-        """The module at whose output gradient methods look at a layer."""
+        """Return the module at whose output gradient methods read a layer."""
         return self.layer_modules()[layer]
 
     def output_maps(self, output: torch.Tensor) -> torch.Tensor:
@@ -181,41 +203,41 @@ class Model:
         return output
 
     def run_visual(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The image encoder on pixels (B, 3, T, T), T a multiple of `stride`."""
+        """Run the image encoder on pixels (B, 3, T, T), where T is a multiple of ``stride``."""
         return self.visual(pixels)
 
     def tapped_maps(self, module, seen, maps: str) -> torch.Tensor:
-        """Maps (B, C, h, w) of a kind, from what the module took and gave, see `tapped`."""
+        """Compute maps (B, C, h, w) of a kind from a module's input and output, see `tapped`."""
         return self.output_maps(seen.output)
 
     def cell_embeddings(self, maps: torch.Tensor) -> torch.Tensor | None:
-        """Take each cell of the last layer's activation maps (C, h, w) to the joint space: (D, h, w).
+        """Project each cell of the last layer's maps (C, h, w) into the joint space: (D, h, w), unit.
 
-        None where the architecture has no such way.
+        Returns None if the architecture does not allow it.
         """
         return None
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Words of a prompt that add nothing to its embedding, since training never met them."""
+        """List the words of a prompt that training never met; they do not change its embedding."""
         return []
 
     # What all families share.
 
     @torch.inference_mode()
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Embed pixels (B, 3, S, S) -> (B, D), unit, float32."""
+        """Embed pixels (B, 3, S, S): (B, D), unit, float32."""
         pixels = pixels.to(self.device, memory_format=torch.channels_last)  # convolutions are faster so
         return unit(self.project(self.visual(pixels).float()))
 
     @torch.inference_mode()
     def encode_text(self, prompts: list[str]) -> torch.Tensor:
-        """Embed N prompts -> (N, D), unit, float32.
+        """Embed N prompts: (N, D), unit, float32, on the model's device.
 
         Raises:
-            VLScoreError: a prompt is empty, holds a NUL character, is not Unicode or has too many tokens.
+            VLScoreError: a prompt is empty, has a NUL character, is not valid Unicode or has too many tokens.
         """
         if isinstance(prompts, str):
-            raise VLScoreError(f"one text where a list belongs: write [{prompts!r}]")
+            raise VLScoreError(f"expected a list of prompts, not one text: write [{prompts!r}]")
         for prompt in prompts:
             check_prompt(prompt, self.count_tokens, self.context_length)
         order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))  # batches of like length
@@ -224,10 +246,10 @@ class Model:
         return found[torch.tensor(order).argsort().to(found.device)]
 
     def check_source(self, layer: str | None, maps: str, pca: int | None) -> str:
-        """Check a source of maps -> the layer's name, the last layer's by default.
+        """Check a source of maps, and return its layer's name, by default the last layer's.
 
         Raises:
-            VLScoreError: unknown layer or kind of maps, or one this encoder does not have.
+            VLScoreError: the layer or the kind of maps is unknown, or this encoder does not have it.
         """
         layer = str(self.layers[-1] if layer is None else layer)
         if layer not in self.layers:
@@ -239,22 +261,21 @@ class Model:
 
     @torch.inference_mode()
     def feature_maps(self, pixels, layer=None, maps="activation", pca=None) -> torch.Tensor:
-        """Read the feature maps of one layer.
+        """Read the maps of one layer.
 
         Args:
             pixels: (B, 3, S, S).
-            layer: one of `layers`; the last by default.
-            maps: ``"activation"``, the layer's output; for a ViT also ``"attention"`` (class token
-                to patches, one map a head), ``"query"``, ``"key"`` and ``"value"``.
-            pca: for query, key and value, the number n of principal components to take in their
-                place; each gives two maps, of both signs, since the sign of a component is
-                arbitrary and a mask made of the other sign would be inside out.
+            layer: one of ``layers``; None means the last one.
+            maps: ``"activation"`` for the layer's output; for a ViT also ``"attention"`` (from the class
+                token to the patches, one map for each head), ``"query"``, ``"key"`` and ``"value"``.
+            pca: the number n of principal components of query, key or value to take instead.  Each gives two
+                maps, one of either sign, since the sign of a component is arbitrary.
 
         Returns:
             A (B, C, h, w), float32.
 
         Raises:
-            VLScoreError: unknown layer or kind of maps, or one this encoder does not have.
+            VLScoreError: the layer or the kind of maps is unknown, or this encoder does not have it.
         """
         layer = self.check_source(layer, maps, pca)
         (found,) = self.read_layers(pixels, [(layer, maps)])
@@ -262,10 +283,14 @@ class Model:
 
     @torch.inference_mode()
     def read_layers(self, pixels, wanted: list[tuple[str, str]]) -> list[torch.Tensor]:
-        """Read (layer, kind of maps) pairs in one pass over pixels (B, 3, T, T), T a multiple of `stride`.
+        """Read several sources of maps in one pass.
+
+        Args:
+            pixels: (B, 3, T, T), where T is a multiple of ``stride``.
+            wanted: pairs of a layer and a kind of maps.
 
         Returns:
-            (B, C, h, w) of each, float32.
+            (B, C, h, w) for each pair, float32.
         """
         modules = [self.maps_module(layer, maps) for layer, maps in wanted]
         with ExitStack() as stack:
@@ -277,22 +302,28 @@ class Model:
         ]
 
     def similarity_map(self, maps: torch.Tensor, text: torch.Tensor) -> torch.Tensor | None:
-        """How much each cell of the last layer agrees with a text (D,), without a mask: (h, w).
+        """Compute the cosine of each cell of the last layer with a text, without any mask: (h, w).
 
-        A baseline of one encoder pass, which gives the activation maps A (C, h, w); None where the
-        architecture has no such map.
+        This is a baseline that needs one encoder pass.
+
+        Args:
+            maps: A (C, h, w), the activation maps of the last layer.
+            text: (D,), of any norm.
+
+        Returns:
+            The map, or None if the architecture does not have one.
         """
         cells = self.cell_embeddings(maps)
         return None if cells is None else torch.einsum("dhw,d->hw", cells, unit(text.cpu()))
 
     def checksum(self) -> str:
-        """SHA-256 over the names and values of all weights."""
+        """Compute the SHA-256 over the names and values of all weights."""
         parts = vars(self).items()
         return hash_weights({name: value for name, value in parts if isinstance(value, torch.nn.Module)})
 
 
 class Seen:
-    """What a module took and gave: its first input, its further named inputs, and its first output."""
+    """What a module received and returned: its first input, its other named inputs, and its first output."""
 
     input = output = None
     options: dict = MappingProxyType({})
@@ -300,10 +331,16 @@ class Seen:
 
 @contextmanager
 def tapped(module):
-    """Keep a module's last inputs and output while the block runs; the hook goes with the block.
+    """Keep a module's last inputs and output while a ``with`` block runs.
+
+    The hook is removed when the block ends.
+
+    Args:
+        module: a PyTorch module.
 
     Yields:
-        A `Seen`.
+        An object with the attributes ``input``, the first input; ``options``, the inputs given by name; and
+        ``output``.
     """
     seen = Seen()
 
@@ -321,7 +358,7 @@ def tapped(module):
 
 
 def check_components(n: int, most: int) -> None:
-    """Raises VLScoreError unless n is a number of principal components from 1 to the most there are."""
+    """Raise VLScoreError unless n is a number of principal components from 1 to the largest possible."""
     if not isinstance(n, int) or not 1 <= n <= most:
         raise VLScoreError(f"pca={n} is out of range: choose 1 to {most} components")
 
@@ -329,15 +366,18 @@ def check_components(n: int, most: int) -> None:
 def principal_maps(maps: torch.Tensor, n: int) -> torch.Tensor:
     """Project the tokens of each image on their first n principal components.
 
-    The sign of a component is fixed (its entry of largest magnitude is positive), and each is
-    followed by its negative.  (Amir et al. 2021 use the PCA of keys.)
+    Each component is followed by its negative.  Its sign is fixed: the entry of largest magnitude is
+    positive. (Amir et al. 2021 use the PCA of keys.)
 
     Args:
-        maps: (B, C, h, w).
+        maps: (B, C, h, w), the tokens of a ViT.
         n: number of components, at most min(C, h·w).
 
     Returns:
-        (B, 2n, h, w).
+        (B, 2n, h, w), float32.
+
+    Raises:
+        VLScoreError: n is out of range.
     """
     from sklearn.decomposition import PCA
 
@@ -354,9 +394,12 @@ def principal_maps(maps: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def list_sources(model: Model, pca: int = 4) -> dict[str, dict]:
-    """Every source of maps that a model has: name -> options of `encode` and `Model.feature_maps`.
+    """List every source of maps of a model: a dict from its name to options of `encode`.
+
+    `Model.feature_maps` takes the same options.
 
     Args:
+        model: from `load_model`.
         pca: number of principal components of query, key and value; each gives two maps.
     """
     if not model.is_vit:

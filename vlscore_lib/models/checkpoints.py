@@ -1,4 +1,4 @@
-"""Checkpoints of CLIP: from a file's tensors to OpenAI's architecture, in the sizes that they have."""
+"""Checkpoints of CLIP: OpenAI's architecture, in the sizes of a file's tensors."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ NO_CONFIG = "put its open_clip_config.json or Hugging Face's config.json beside 
 
 
 def load(name: str, device: str) -> ClipModel:
-    """Load a checkpoint by its path, see `load_model`; says on stderr which activation is assumed."""
+    """Load a checkpoint by its path, see `load_model`; say on stderr which activation is assumed."""
     path, activation = split_activation(name)
     config, clip = find_config(path), load_checkpoint(path, activation)
     if not activation and not config.activation:
         print(
-            f"vlscore: {path} does not tell its activation: taken for QuickGELU, as in OpenAI's models;"
+            f"vlscore: {path} does not name its activation: QuickGELU is assumed, as in OpenAI's models;"
             f" for GELU write {path}:gelu",
             file=sys.stderr,
         )
@@ -46,18 +46,18 @@ def load_scenes_model(name: str, device: str) -> ClipModel:
 
 
 def load_checkpoint(path, activation: str | None = None) -> torch.nn.Module:
-    """Build OpenAI's CLIP from a file, without running code that the file holds.
+    """Build OpenAI's CLIP from a file, without running any code in the file.
 
     Args:
-        path: a TorchScript archive as OpenAI publishes, a state dict as training code saves it, under
-            any key and prefix, a safetensors file, or an index of several; in OpenAI's layout, which
-            open_clip shares, or in that of Hugging Face's CLIPModel.
-        activation: ``"quick_gelu"`` or ``"gelu"``; by default what the configuration beside it says, see
-            `find_config`, else QuickGELU.
+        path: a TorchScript archive as OpenAI publishes it; a state dict as training code saves it, under any
+            key and prefix; a safetensors file, or the index of several.  The weights have the layout of
+            OpenAI, which open_clip shares, or of Hugging Face's CLIPModel.
+        activation: ``"quick_gelu"`` or ``"gelu"``; None means the one in the configuration file next to the
+            weights, or QuickGELU if there is none.
 
     Raises:
-        VLScoreError: not such a file, one with code in it, weights that are not finite, or heads of a
-            width that nothing tells.
+        VLScoreError: the file is not a checkpoint or contains code, its weights are not finite, or the width
+            of its attention heads cannot be determined.
     """
     config = find_config(path)
     try:
@@ -76,16 +76,18 @@ def load_checkpoint(path, activation: str | None = None) -> torch.nn.Module:
 def build_clip(
     state: dict[str, torch.Tensor], config: ClipConfig | None = None, activation: str | None = None
 ) -> torch.nn.Module:
-    """Build OpenAI's CLIP of the sizes that a state dict has, in float32.
+    """Build OpenAI's CLIP in the sizes of a state dict, in float32.
 
     Args:
-        state: in OpenAI's layout.
-        config: what the weights do not tell: by default heads 64 wide and QuickGELU, as OpenAI's.
+        state: a dict from name to tensor, in OpenAI's layout.
+        config: what the weights do not determine; None means heads of width 64 and QuickGELU, as in OpenAI's
+            models.
         activation: see `load_checkpoint`.
 
     Raises:
-        ValueError: a weight that is missing, of another shape, or not finite; heads of an unknown width.
-        RuntimeError: the same, from PyTorch.
+        ValueError: a weight is missing, has another shape or is not finite, or the width of the heads is
+            unknown.
+        RuntimeError: the same, raised by PyTorch.
     """
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     check_finite(state)
@@ -104,7 +106,7 @@ def build_clip(
 
 
 def check_finite(state: dict[str, torch.Tensor]) -> None:
-    """Raises ValueError if a tensor holds NaN or infinity, which a training run that diverged leaves."""
+    """Raise ValueError if a tensor has NaN or infinity, which a diverged training run leaves."""
     for name, value in state.items():
         if not value.isfinite().all():
             count = value.numel() - int(value.isfinite().sum())
@@ -112,7 +114,7 @@ def check_finite(state: dict[str, torch.Tensor]) -> None:
 
 
 def assemble_clip(state: dict[str, torch.Tensor], config: ClipConfig) -> torch.nn.Module:
-    """OpenAI's modules in the sizes that tensors have, without weights; see `build_clip`."""
+    """Build OpenAI's modules in the sizes of the tensors, without weights; see `build_clip`."""
     clip = import_clip().model
     context, text_width = state["positional_embedding"].shape
     if context > LONGEST_CONTEXT:
@@ -147,16 +149,16 @@ def count_blocks(state, place):
 def count_heads(width, head_width, encoder):
     if width % head_width:
         raise ValueError(
-            f"its {encoder} encoder is {width} wide, which is no multiple of {head_width}: {NO_CONFIG}"
+            f"its {encoder} encoder is {width} wide, which is not a multiple of {head_width}: {NO_CONFIG}"
         )
     return width // head_width
 
 
 def usual_head_width(width: int) -> int:
-    """The width of a ViT's heads by its own, 64.
+    """Return the width of a ViT's heads, 64, if the ViT's own width allows no other.
 
     Raises:
-        ValueError: published models of such a width have other heads.
+        ValueError: published models of this width have other heads.
     """
     other = [each for each in OTHER_HEADS if width % each == 0]
     if other and width not in USUAL_WIDTHS:
@@ -179,13 +181,16 @@ def use_activation(model: torch.nn.Module, state: dict[str, torch.Tensor], activ
 
 
 def load_scenes(name: str) -> torch.nn.Module:
-    """Build one of the small CLIPs trained on drawn scenes (scripts/train_scenes.py).
+    """Build one of the small CLIPs trained on drawn scenes (``scripts/train_scenes.py``).
 
-    The file has the embeddings of the words and positions in use; a prompt's other words, and what is
-    beyond its 16th token, add nothing to it.
+    The file has embeddings only for the words and positions in use.  Other words of a prompt, and everything
+    after its 16th token, do not change its embedding.
+
+    Args:
+        name: ``"scenes-rn"`` or ``"scenes-vit"``.
 
     Raises:
-        VLScoreError: no such file, or a damaged one.
+        VLScoreError: the file does not exist, or is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -201,5 +206,5 @@ def load_scenes(name: str) -> torch.nn.Module:
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise VLScoreError(
-            f"{path} cannot be loaded ({reason}): restore it by git, or run scripts/train_scenes.py"
+            f"{path} cannot be loaded ({reason}): restore it with git, or run scripts/train_scenes.py"
         ) from None

@@ -9,27 +9,31 @@ from vlscore_lib.cache import digest, remember_tensor
 from vlscore_lib.models.base import Model, unit
 from vlscore_lib.prompts import TEMPLATE
 
-MANY_PROMPTS = 200  # so many take longer to embed than the model's weights to checksum
+MANY_PROMPTS = 200  # from here on, embedding takes longer than the checksum of the model's weights
 
 
 def class_embedding(model: Model, names: list[str], templates=(TEMPLATE,)) -> torch.Tensor:
-    """Embed a class by all its synonyms and prompt templates.
+    """Embed a class by all its synonyms and prompt templates: (D,), unit.
+
+    The result is the mean of the unit embeddings of every wording, scaled to length 1.
 
     Args:
+        model: from `load_model`.
         names: the synonyms of the class.
         templates: prompts with ``{}`` where the name goes; CLIP has 80 for ImageNet.
-
-    Returns:
-        (D,): the mean of the unit embeddings of every wording, scaled to length 1.
     """
     return embed_wordings(model, [[template.format(name) for name in names for template in templates]])[0]
 
 
 def class_embeddings(model: Model, classes, templates=(TEMPLATE,)) -> torch.Tensor:
-    """`class_embedding` of many classes, in batches: (N, D), on the CPU.  Many are kept on disk.
+    """Embed many classes in batches, see `class_embedding`: (N, D), unit, on the CPU.
+
+    From 200 prompts on, the result is kept in the cache folder on disk.
 
     Args:
-        classes: the synonyms of each.
+        model: from `load_model`.
+        classes: the synonyms of each class.
+        templates: prompts with ``{}`` where the name goes.
     """
     wordings = [[template.format(name) for name in names for template in templates] for names in classes]
     if sum(map(len, wordings)) < MANY_PROMPTS:
@@ -39,6 +43,6 @@ def class_embeddings(model: Model, classes, templates=(TEMPLATE,)) -> torch.Tens
 
 
 def embed_wordings(model: Model, wordings: list[list[str]]) -> torch.Tensor:
-    """The mean direction of each list of prompts: (N, D)."""
+    """Compute the mean direction of each list of prompts: (N, D)."""
     every = model.encode_text([prompt for prompts in wordings for prompt in prompts])
     return unit(torch.stack([each.mean(0) for each in every.split([*map(len, wordings)])]))

@@ -1,4 +1,4 @@
-"""What a CLIP's weights do not tell: heads, activation and normalisation, from the files beside them."""
+"""What the weights of a CLIP do not determine, read from the files next to them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPENAI_TOWERS = {
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """What a checkpoint's configuration tells; None where it tells nothing.
+    """What a checkpoint's configuration says; None where it says nothing.
 
     Attributes:
         head_width: channels of each head of the image encoder.
@@ -46,13 +46,13 @@ class ClipConfig:
 
 
 def find_config(path) -> ClipConfig:
-    """The configuration that lies beside a checkpoint, or in its folder.
+    """Find the configuration next to a checkpoint, or in its folder.
 
-    Looked for are ``NAME.json`` for a file ``NAME.*``, and `CONFIG_FILES`, in the layout of open_clip or
+    It is ``NAME.json`` for a file ``NAME.*``, or one of `CONFIG_FILES`, in the layout of open_clip or
     of Hugging Face's CLIPModel.
 
     Raises:
-        VLScoreError: such a file cannot be read, or tells of another architecture.
+        VLScoreError: the file cannot be read, or describes another architecture.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -64,7 +64,7 @@ def find_config(path) -> ClipConfig:
 
 
 def read_config(file: Path) -> ClipConfig | None:
-    """Read a configuration; None if it is of something else."""
+    """Read a configuration; None if it describes something else."""
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(facts, dict):
@@ -79,13 +79,13 @@ def read_config(file: Path) -> ClipConfig | None:
 
 
 def read_open_clip(facts: dict) -> ClipConfig:
-    """Read open_clip's configuration: the architecture's alone, or with what preprocessing does."""
+    """Read open_clip's configuration of the architecture and, if given, of the preprocessing."""
     model, preprocess = facts.get("model_cfg", facts), facts.get("preprocess_cfg", {})
     vision, text = model["vision_cfg"], model.get("text_cfg", {})
     for tower in (vision, text):
         for option, usual in OPENAI_TOWERS.items():
             if tower.get(option) not in usual:
-                raise ValueError(f"{option} is {tower[option]}, which OpenAI's architecture has not")
+                raise ValueError(f"{option} is {tower[option]}, which OpenAI's architecture does not have")
     activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
     heads = None if text.get("heads") is None else int(text["heads"])
     mean, std = (tuple(map(float, preprocess[key])) if key in preprocess else None for key in ("mean", "std"))

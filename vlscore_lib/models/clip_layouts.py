@@ -37,7 +37,7 @@ TRANSPOSED = ("visual.proj", "text_projection")  # Hugging Face keeps them as la
 
 
 def find_clip_weights(content) -> dict[str, torch.Tensor]:
-    """Find a CLIP's weights in what a file holds, and give them OpenAI's names.
+    """Find a CLIP's weights in a file's content, and give them OpenAI's names.
 
     Args:
         content: nested dictionaries, see `read_tensors`.
@@ -61,7 +61,7 @@ def find_clip_weights(content) -> dict[str, torch.Tensor]:
 
 
 def flatten(content, prefix: str = "", seen: set[int] | None = None):
-    """(dotted name, tensor) of all tensors in nested dictionaries; each dictionary counts once."""
+    """Yield (dotted name, tensor) of all tensors in nested dictionaries; each dictionary counts once."""
     seen = set() if seen is None else seen
     if isinstance(content, torch.Tensor):
         yield prefix.removesuffix("."), content
@@ -72,12 +72,12 @@ def flatten(content, prefix: str = "", seen: set[int] | None = None):
 
 
 def simplify_name(name: str) -> str:
-    """A tensor's name without the segments that wrappers put into it."""
+    """Drop the segments that wrappers put into a tensor's name."""
     return ".".join(segment for segment in name.split(".") if segment not in SEGMENTS)
 
 
 def choose_place(places: list[str]) -> str:
-    """The prefix of the CLIP to take, of the prefixes of all that a file holds."""
+    """Choose the prefix of the CLIP to use, from the prefixes of all that a file has."""
     if len(places) == 1:
         return places[0]
     for place in PREFERRED:
@@ -88,7 +88,7 @@ def choose_place(places: list[str]) -> str:
 
 
 def rename_hugging_face(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Take weights from the layout of Hugging Face's CLIPModel to OpenAI's.
+    """Convert weights from the layout of Hugging Face's CLIPModel to OpenAI's.
 
     Query, key and value become one matrix; the two projections are transposed.
     """

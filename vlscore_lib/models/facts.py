@@ -1,4 +1,4 @@
-"""What is known of the models without loading them: names, tuned defaults, and where their weights are."""
+"""Facts about models that need no loading: names, tuned defaults, and where the weights are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Defaults(NamedTuple):
     """A model's tuned values.
 
     Attributes:
-        temperature, threshold: τ and α that `localize`, the command line and the page use.
+        temperature, threshold: τ and α that `localize`, the command line and the web app use.
         refined_threshold: α of refined maps.
         prominence: of the peaks of refined maps, see `split_instances`.
     """
@@ -23,14 +23,14 @@ class Defaults(NamedTuple):
 
 
 OFFLINE_MODEL = "lite0-minilm"
-# τ by the side-by-side pairs in the docstring of `Lite0MiniLM`: between 0.05 and 0.5 it moves GT-known by
-# less than 2 points.  α of plain maps by GT-known localization on 300 ImageNet photos; what is refined
-# by the three sets of `scripts/choose_refinement.py`.
+# τ was tuned on the side-by-side pairs in the docstring of `Lite0MiniLM`: between 0.05 and 0.5 it changes
+# GT-known by less than 2 points.  α for plain maps was tuned by GT-known localization on 300 ImageNet photos,
+# and the values for refined maps on the three sets of `scripts/choose_refinement.py`.
 OFFLINE_DEFAULTS = Defaults(0.1, 0.35, 0.55)
 
-# τ and α of the small CLIPs trained on drawn scenes: those of the best GT-known localization with the
-# last layer's activation maps, on 80 and 200 scenes of seed 11; what is refined by 240 scenes of seeds 31
-# to 34, with one, two and three things.
+# τ and α of the small CLIPs trained on drawn scenes give the best GT-known localization with the last layer's
+# activation maps, on 80 and 200 scenes of seed 11.  The values for refined maps were tuned on 240 scenes of
+# seeds 31 to 34, with one to three objects.
 SCENES_MODELS = {
     "scenes-rn": Defaults(0.03, 0.65, 0.825, 0.05),
     "scenes-vit": Defaults(0.05, 0.20, 0.6, 0.03),
@@ -49,16 +49,16 @@ CLIP_NAMES = (
 )
 # What the `clip` package downloads for each, in MB.
 CLIP_MEGABYTES = dict(zip(CLIP_NAMES, (256, 292, 421, 661, 1353, 354, 351, 933, 934)))
-# Not tuned here: τ is CLIP's own, 1 over its logit scale of 100; α is the best of the three that
-# the report ran (Table 2), of refined maps that of `lite0-minilm` on photos and of `scenes-vit`.
+# Not tuned here: τ is CLIP's own, 1 over its logit scale of 100; α is the best of the three that the report
+# ran (Table 2); for refined maps it is that of `lite0-minilm` on photos and of `scenes-vit`.
 CLIP_DEFAULTS = {"cnn": Defaults(0.01, 0.60, 0.55), "vit": Defaults(0.01, 0.55, 0.6)}
 
-# What the names of models of other libraries begin with.
+# Prefixes of the names of other libraries' models.
 OPEN_CLIP, HUGGING_FACE = "open_clip:", "hf:"
 
 
 def usual_defaults(family: str, logit_scale: float) -> Defaults:
-    """The values of a model that was not tuned here: τ is 1 over its own logit scale, α is CLIP's."""
+    """Make defaults for a model that was not tuned here: τ is 1 over its own logit scale, α is CLIP's."""
     return CLIP_DEFAULTS[family]._replace(temperature=float(f"{1 / logit_scale:.4g}"))
 
 
@@ -76,30 +76,38 @@ WEIGHT_FILES = (
 
 
 def split_activation(name: str) -> tuple[str, str | None]:
-    """A checkpoint's path, and the activation that ``PATH:gelu`` or ``PATH:quick_gelu`` asks for."""
+    """Split a checkpoint's path from the activation that ``PATH:gelu`` or ``PATH:quick_gelu`` asks for."""
     path, _, activation = name.rpartition(":")
     return (path, activation) if path and activation in ACTIVATIONS else (name, None)
 
 
 def find_weights(path) -> Path | None:
-    """A checkpoint's file: the path itself, or one of `WEIGHT_FILES` in a folder; None if there is none."""
+    """Find a checkpoint's file: the path, or one of `WEIGHT_FILES` in a folder; None if there is none."""
     candidates = [Path(path, name) for name in WEIGHT_FILES] if os.path.isdir(path) else [Path(path)]
     return next((each for each in candidates if os.path.isfile(each)), None)  # also for a name too long
 
 
 def hub_cache() -> Path:
-    """Where Hugging Face's hub keeps what it has downloaded, as huggingface_hub finds it."""
+    """Find the folder in which Hugging Face's hub keeps its downloads, as huggingface_hub does."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 
 
 def clip_file(name: str) -> Path:
-    """Where the `clip` package keeps the weights of a model."""
+    """Return the path at which the ``clip`` package keeps a model's weights; the file may not exist.
+
+    Args:
+        name: one of `CLIP_NAMES`.
+    """
     return Path.home() / ".cache" / "clip" / f"{name.replace('/', '-').replace('@', '-')}.pt"
 
 
 def scenes_file(name: str) -> Path:
-    """Where tensors of this project, such as the scenes models, are: in the checkout, or with the package."""
+    """Return the path of a file of tensors that comes with this project, in the checkout or in the package.
+
+    Args:
+        name: such as ``"scenes-rn"``, without the ending ``.safetensors``.
+    """
     package = Path(__file__).parents[1]
     checkout, installed = package.parent / "data" / "models", package / "weights"
     return (installed if installed.is_dir() else checkout) / f"{name}.safetensors"

@@ -1,4 +1,4 @@
-"""The fastest image encoder here: compiled once for each model and precision."""
+"""The fastest image encoder on this machine, compiled once for each model and precision."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ from vlscore_lib.options import PRECISIONS
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Resolve ``"auto"``: float16 on a GPU, on a CPU bfloat16 if the hardware multiplies it, else float32.
+    """Resolve the precision ``"auto"`` for a device.
+
+    It means float16 on a GPU.  On a CPU it means bfloat16 if the hardware multiplies it (AVX-512), else
+    float32.
+
+    Args:
+        precision: one of `PRECISIONS`; others than ``"auto"`` are returned as they are.
+        device: the model's device.
 
     Raises:
-        VLScoreError: an unknown one, or float16 without a GPU.
+        VLScoreError: the precision is unknown, or float16 was asked for without a GPU.
     """
     check_choice(precision, PRECISIONS, "precision")
     if precision == "float16" and device.type != "cuda":
@@ -52,9 +59,9 @@ def cached_by_model(function):
 
 @cached_by_model
 def compiled(model: Model, precision: str):
-    """The model's image encoder, compiled by OpenVINO: pixels (B, 3, S, S) -> features (B, F).
+    """Compile the model's image encoder with OpenVINO: pixels (B, 3, S, S) -> features (B, F).
 
-    None, said on stderr, where OpenVINO cannot compile it.
+    Returns None, and says so on stderr, if OpenVINO cannot compile it.
     """
     try:
         return compile_openvino(model.visual, model.input_size, precision)
@@ -66,7 +73,7 @@ def compiled(model: Model, precision: str):
 
 @cached_by_model
 def compiled_for_gpu(model: Model, precision: str) -> GpuEncoder:
-    """The model's image encoder for its GPU, in float16 or bfloat16."""
+    """Build the model's image encoder for its GPU, in float16 or bfloat16."""
     return GpuEncoder(model.visual, model.input_size, getattr(torch, precision))
 
 
@@ -74,7 +81,7 @@ class FastEncoder(NamedTuple):
     """An image encoder: pixels (B, 3, S, S) -> unit embeddings (B, D) on the model's device.
 
     Attributes:
-        model: whose encoder it is.
+        model: the model that it belongs to.
         run: pixels, and maps (B, h, w) that mask them or None, -> features (B, F).
     """
 
@@ -82,12 +89,12 @@ class FastEncoder(NamedTuple):
     run: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
     def __call__(self, pixels: torch.Tensor, maps: torch.Tensor | None = None) -> torch.Tensor:
-        """Embed images, each under the mask of its map where maps (B, h, w) are given."""
+        """Embed images, each under the mask of its map if maps (B, h, w) are given."""
         return unit(self.model.project(self.run(pixels, maps).float()))
 
 
 def mask_first(run):
-    """An encoder of pixels and maps, from one that takes masked pixels."""
+    """Make an encoder of pixels and maps from one that takes masked pixels."""
 
     def run_masked(pixels, maps=None):
         return run(pixels if maps is None else pixels * make_masks(maps, pixels.shape[-1])[:, None])
@@ -96,11 +103,19 @@ def mask_first(run):
 
 
 def fast_encoder(model: Model, precision: str = "auto") -> FastEncoder:
-    """The fastest encoder here that equals `Model.encode_image`.
+    """Build the fastest encoder on this machine that agrees with `Model.encode_image`.
 
-    On a CPU with OpenVINO it is compiled once for each precision, on a GPU in half precision by PyTorch.
-    Without OpenVINO, where that cannot compile it, and on other devices it is PyTorch, under autocast for
-    bfloat16.
+    On a CPU, OpenVINO compiles it if installed; on a GPU, PyTorch compiles it in half precision.  Otherwise
+    PyTorch runs it as it is, under autocast for bfloat16.  Compiled encoders are kept for the life of the
+    model.
+
+    Args:
+        model: from `load_model`.
+        precision: one of `PRECISIONS`, see `choose_precision`.
+
+    Returns:
+        A function of pixels (B, 3, S, S) and, optionally, maps (B, h, w) that mask them.  It returns
+        embeddings (B, D), unit, on the model's device.
     """
     precision = choose_precision(precision, model.device)
     if model.device.type == "cpu" and find_spec("openvino") and (run := compiled(model, precision)):
@@ -119,10 +134,17 @@ def fast_encoder(model: Model, precision: str = "auto") -> FastEncoder:
 
 
 def choose_batch_size(model: Model) -> int:
-    """How many masked images to encode at once: 8 for each CPU thread, or what fits in a GPU's memory."""
+    """Choose how many masked images to encode at once.
+
+    On a CPU that is 8 for each thread; on a GPU a power of two from 16 to 512 that fits in half of the free
+    memory.
+
+    Args:
+        model: from `load_model`.
+    """
     if model.device.type != "cuda":
         return 8 * torch.get_num_threads()
     free, _ = torch.cuda.mem_get_info(model.device)
-    # An encoder's activations take some 60 times an image's float32 pixels; they get half of what is free.
+    # An encoder's activations take about 60 times an image's float32 pixels; they get half of what is free.
     fits = int(min(max(free // 2 // (60 * 3 * 4 * model.input_size**2), 16), 512))
     return 1 << (fits.bit_length() - 1)  # a power of two, see `choose_padded_size`

@@ -14,14 +14,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from vlscore_lib.cache import cache_folder
 from vlscore_lib.masks import make_masks
 
-SMALLEST_BATCH = 64  # images; a smaller batch is filled up, since each size is compiled for itself
+SMALLEST_BATCH = 64  # images; smaller batches are padded, since each size is compiled separately
 
 
 class MaskedEncoder(torch.nn.Module):
     """Masks and an image encoder in one graph: pixels X (B, 3, S, S), maps A (B, h, w) -> features (B, F).
 
-    The masks are made from the low-resolution maps inside of it, so that a compiler writes no masked image of
-    full precision to memory.
+    The masks are made from the low-resolution maps inside the graph, so a compiler never writes a masked
+    image of full precision to memory.
     """
 
     def __init__(self, visual: torch.nn.Module, dtype: torch.dtype):
@@ -32,7 +32,7 @@ class MaskedEncoder(torch.nn.Module):
         return self.encode(pixels * make_masks(maps, pixels.shape[-1])[:, None])
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The features of images as they are."""
+        """Compute the features of images without masks."""
         pixels = pixels.to(self.dtype, memory_format=torch.channels_last)
         with torch.autocast(pixels.device.type, self.dtype):
             return self.visual(pixels).float()
@@ -41,8 +41,8 @@ class MaskedEncoder(torch.nn.Module):
 class GpuEncoder:
     """A copy of an image encoder, compiled: pixels (B, 3, S, S), and maps (B, h, w) that mask them.
 
-    Compilation takes some seconds for each size of a batch, and is kept on disk.  Where it fails, which is
-    said on stderr, PyTorch runs the same operations one by one.
+    Compilation takes some seconds for each batch size, and its result is kept on disk.  If it fails, a line
+    on stderr says so, and PyTorch runs the same operations one by one.
     """
 
     def __init__(self, visual: torch.nn.Module, size: int, dtype: torch.dtype, backend: str = "inductor"):
@@ -52,7 +52,7 @@ class GpuEncoder:
 
     @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor, maps: torch.Tensor | None = None) -> torch.Tensor:
-        """Features (B, F), float32."""
+        """Compute the features (B, F), float32."""
         if maps is None:
             return self.masked.encode(pixels)
         count, size = len(pixels), choose_padded_size(len(pixels))
@@ -73,21 +73,21 @@ class GpuEncoder:
 
 
 def choose_padded_size(count: int) -> int:
-    """The size that a batch of so many images is filled up to: a power of two."""
+    """Choose the size to which a batch of ``count`` images is padded: a power of two."""
     return max(SMALLEST_BATCH, 1 << (count - 1).bit_length())
 
 
 def fill_up(batch: torch.Tensor, size: int) -> torch.Tensor:
-    """Repeat the first row of a batch until it has so many."""
+    """Repeat the first row of a batch until it has ``size`` rows."""
     return torch.cat([batch, batch[:1].expand(size - len(batch), *batch.shape[1:])])
 
 
 @torch.inference_mode()
 def fold_batch_norms(visual: torch.nn.Module, size: int) -> torch.nn.Module:
-    """A copy of an image encoder whose batch norms are part of the convolutions before them.
+    """Copy an image encoder, and fold its batch norms into the convolutions before them.
 
-    Before means defined before.  Where that is not the order in which they run, an image's features would
-    change, and the copy keeps its batch norms.
+    "Before" means defined before.  If the order in which they run differs, the features would change, and the
+    copy keeps its batch norms.
     """
     whole, folded = copy.deepcopy(visual), copy.deepcopy(visual)
     for parent in folded.modules():
@@ -103,7 +103,7 @@ def fold_batch_norms(visual: torch.nn.Module, size: int) -> torch.nn.Module:
 
 
 def lower_precision(net: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """Convert the weights of a network in place, but those of its norms."""
+    """Convert the weights of a network in place, except those of its norms."""
     for module in net.modules():
         if "norm" in type(module).__name__.lower():
             continue

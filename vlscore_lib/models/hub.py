@@ -1,4 +1,4 @@
-"""Hugging Face's hub: its cache, the folder of a model, and what its configuration tells."""
+"""Hugging Face's hub: its cache, the folder of a model, and the model's configuration."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 
 
 def find_folder(name: str) -> Path:
-    """The folder of a model: of this machine, or of the hub's cache, downloaded once.
+    """Find the folder of a model on this machine, or in the hub's cache after downloading it once.
 
     Args:
         name: ``hf:FOLDER`` or ``hf:OWNER/NAME``.
 
     Raises:
-        VLScoreError: no such folder, and no such model that can be downloaded here.
+        VLScoreError: the folder does not exist, and no such model can be downloaded.
     """
     place = name.removeprefix(HUGGING_FACE)
     if place and Path(place).expanduser().is_dir():
@@ -32,13 +32,13 @@ def find_folder(name: str) -> Path:
     if folder and (folder / "config.json").is_file() and list_weights(folder):
         return folder
     raise VLScoreError(
-        f"{place} cannot be had from the hub ({reason or 'no config.json with safetensors beside it'}):"
+        f"{place} cannot be loaded from the hub ({reason or 'no config.json with safetensors'}):"
         f" put it into {hub_cache()} by `hf download {place}` where there is a network, or give its folder"
     )
 
 
 def fetch(repository: str, files) -> tuple[Path | None, str]:
-    """Files of a repository, from the cache if they are there, else downloaded.
+    """Find files of a repository in the cache, or download them.
 
     Returns:
         Their folder, None where there is none; and why, in a line.
@@ -66,9 +66,9 @@ def read_config(folder: Path) -> dict:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:
-        raise VLScoreError(f"{file} cannot be read ({error}): give the whole folder of a model") from None
+        raise VLScoreError(f"{file} cannot be read ({error}): give the complete folder of a model") from None
     for each in (config, config.get("text_config"), config.get("vision_config")):
         if isinstance(each, dict) and "auto_map" in each:
             raise VLScoreError(
@@ -78,7 +78,7 @@ def read_config(folder: Path) -> dict:
 
 
 def list_weights(folder: Path) -> list[Path]:
-    """The safetensors files of a folder."""
+    """List the safetensors files of a folder."""
     return sorted(folder.glob("*.safetensors"))
 
 
@@ -94,13 +94,13 @@ def read_optional(folder: Path, name: str) -> dict:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise VLScoreError(f"{folder / name} cannot be read ({error}): fix it or take it away") from None
+        raise VLScoreError(f"{folder / name} cannot be read ({error}): fix or delete it") from None
 
 
 def list_cached() -> dict[str, tuple[str, int]]:
-    """The models in the hub's cache: ``OWNER/NAME`` -> (type by its configuration, bytes on disk).
+    """List the models in the hub's cache: ``OWNER/NAME`` -> (type by its configuration, bytes on disk).
 
-    The type is ``"open_clip"`` where there is a file of that name, and empty where nothing tells it.
+    The type is ``"open_clip"`` if there is a file of that name, and empty if it is unknown.
     """
     found = {}
     for folder in sorted(hub_cache().glob("models--*")):
@@ -114,7 +114,7 @@ def list_cached() -> dict[str, tuple[str, int]]:
 
 
 def read_type(file: Path) -> str:
-    """The type of model that a configuration tells, "" if none."""
+    """Read the type of model from a configuration, "" if there is none."""
     try:
         return str(json.loads(file.read_text(encoding="utf-8")).get("model_type", ""))
     except (OSError, ValueError, AttributeError):

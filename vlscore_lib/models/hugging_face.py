@@ -89,7 +89,7 @@ def load_net(kind: str, folder: Path) -> torch.nn.Module:
     transformers = import_extra("transformers", "models")
     if not list_weights(folder):
         raise VLScoreError(
-            f"{folder} has no safetensors: save its weights so, since other files may hold code"
+            f"{folder} has no safetensors file: save its weights as one, since other files may hold code"
         )
     try:
         with quiet():
@@ -103,24 +103,24 @@ def load_net(kind: str, folder: Path) -> torch.nn.Module:
             )
         missing = sorted(report["missing_keys"])
         if missing:
-            raise ValueError(f"it lacks {len(missing)} tensors, {missing[0]} the first")
+            raise ValueError(f"it lacks {len(missing)} tensors, {missing[0]} for instance")
         check_finite(net.state_dict())
     except Exception as error:  # transformers raises nearly any type
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0][:200] if lines else type(error).__name__
         raise VLScoreError(
-            f"{folder} cannot be loaded as a {kind} ({reason}): give a whole model's folder"
+            f"{folder} cannot be loaded as a {kind} ({reason}): give the folder of a complete model"
         ) from None
     return net
 
 
 def find_tokenizer(folder: Path) -> Path | None:
-    """The file of a folder's tokenizer, None if there is none."""
+    """Find the file of a folder's tokenizer; None if there is none."""
     return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
 
 
 def load_tokenizer(folder: Path):
-    """The tokenizer of a folder.
+    """Load the tokenizer of a folder.
 
     Raises:
         VLScoreError: there is none, or it cannot be read.
@@ -137,12 +137,12 @@ def load_tokenizer(folder: Path):
         lines = str(error).strip().splitlines()
         reason = lines[0][:160] if lines else type(error).__name__
         raise VLScoreError(
-            f"the tokenizer in {folder} cannot be read ({reason}): put it there whole"
+            f"the tokenizer in {folder} cannot be read ({reason}): put a complete one there"
         ) from None
 
 
 def read_preprocessing(folder: Path, usual: Preprocessing) -> Preprocessing:
-    """What a model's preprocessing does by the files in its folder; what they leave out is as usual.
+    """Read a model's preprocessing from the files in its folder; what they leave out has its usual value.
 
     Pixels v of 0–255 become (v·f - o - mean) / std with the factor f and, where it says so, the offset
     o = 1.  The input is as large as what is cut out, or what the image is resized to.
@@ -172,14 +172,14 @@ def read_preprocessing(folder: Path, usual: Preprocessing) -> Preprocessing:
 
 
 def read_side(size) -> int | None:
-    """The side that a size means: a number, or a dictionary of sides."""
+    """Read the side from a size, which is a number or a dictionary of sides."""
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
     return None if size is None else int(size)
 
 
 class quiet(warnings.catch_warnings):
-    """Without transformers' remarks and progress bars; what matters is told as an error."""
+    """Silence transformers' remarks and progress bars; real problems raise errors."""
 
     def __enter__(self):
         from transformers.utils import logging as remarks

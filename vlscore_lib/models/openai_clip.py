@@ -17,7 +17,7 @@ CLIP_STD = (0.26862954 * 255, 0.26130258 * 255, 0.27577711 * 255)
 
 
 def import_clip():
-    """OpenAI's `clip` package, without its warning that `pkg_resources` is deprecated."""
+    """Import OpenAI's ``clip`` package, without its warning that ``pkg_resources`` is deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import clip
@@ -26,6 +26,17 @@ def import_clip():
 
 class ClipModel(Model):
     """OpenAI's CLIP, with a ModifiedResNet or a ViT as its image encoder (Radford et al. 2021).
+
+    `load_model` builds one by name.  Use the class for a network that you have built yourself.
+
+    Args:
+        name: the model's name.
+        clip_model: OpenAI's module, see `build_clip` and `load_checkpoint`.
+        device: the PyTorch device for the weights.
+        defaults: tuned values, see `Model`; None means CLIP's.
+        other_words: names of things that the model knows, see `Model`.
+        mean: mean colour, for each channel in the units of 8-bit pixels.
+        std: standard deviation, for each channel in the units of 8-bit pixels.
 
     Attributes:
         clip: OpenAI's own module.
@@ -71,7 +82,7 @@ class ClipModel(Model):
 
     @torch.inference_mode()
     def cell_embeddings(self, maps):
-        """A ViT's patch goes through what the class token goes through."""
+        """Project a ViT's patch as its class token is projected."""
         if not self.is_vit:
             return embed_resnet_cells(self.visual.attnpool, maps)
         cells = self.visual.ln_post(maps.to(self.device).permute(1, 2, 0)) @ self.visual.proj  # (h, w, D)
@@ -87,8 +98,10 @@ class ClipModel(Model):
         return run_larger(self.visual, name, pixels, self.stride)
 
     def gradient_module(self, layer):
-        """For a ViT the block's first norm: only the class token leaves a ViT, so the patches at the
-        output of its last block have no gradient."""
+        """Return the block's first norm for a ViT.
+
+        Only the class token leaves a ViT, so the patches at the output of its last block have no gradient.
+        """
         module = super().gradient_module(layer)
         return module.ln_1 if self.is_vit else module
 
@@ -113,9 +126,9 @@ class ClipModel(Model):
 
 
 def embed_tokens(clip_model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """CLIP's embeddings (N, D) of tokens (N, L), as its `encode_text` gives them, in a sixth of the time.
+    """Compute the embeddings (N, D) of CLIP's `encode_text` for tokens (N, L), in a sixth of the time.
 
-    A token attends to those before it alone, so all after the longest text's end token can be left out.
+    A token attends only to those before it, so everything after the longest text's end token can be left out.
     """
     ends = tokens.argmax(-1)  # the end token has the largest number
     length = int(ends.max()) + 1
@@ -131,7 +144,7 @@ def embed_tokens(clip_model: torch.nn.Module, tokens: torch.Tensor) -> torch.Ten
 
 
 def resnet_layers(visual: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The layers of a ModifiedResNet: ``layer1.0``, … ``layer4``."""
+    """Return the layers of a ModifiedResNet: ``layer1.0``, … ``layer4``."""
     taps = {}
     for name in ("layer1", "layer2", "layer3", "layer4"):
         stage = getattr(visual, name)
@@ -142,7 +155,7 @@ def resnet_layers(visual: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 @torch.inference_mode()
 def embed_resnet_cells(attnpool: torch.nn.Module, maps: torch.Tensor) -> torch.Tensor:
-    """Unit embeddings (D, h, w) of the cells of a ModifiedResNet's last maps (C, h, w).
+    """Compute unit embeddings (D, h, w) of the cells of a ModifiedResNet's last maps (C, h, w).
 
     Each goes through the value and output projections of the attention pool (MaskCLIP, Zhou et al. 2022).
     """
@@ -175,10 +188,10 @@ def load(name: str, device: str) -> ClipModel:
 
 
 def download_clip(name: str) -> torch.nn.Module:
-    """OpenAI's weights from the cache of the `clip` package, downloaded once.
+    """Load OpenAI's weights from the cache of the `clip` package, which downloads them once.
 
     Raises:
-        VLScoreError: they are not there and cannot be downloaded.
+        VLScoreError: they are not in the cache and cannot be downloaded.
     """
     try:
         with warnings.catch_warnings():

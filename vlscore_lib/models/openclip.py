@@ -26,7 +26,7 @@ CONFIG_FILE = "open_clip_config.json"
 
 
 class Source(NamedTuple):
-    """Where the weights of a model are, and what is known of them.
+    """Where the weights of a model are, and what is known about them.
 
     Attributes:
         architecture: one of open_clip's.
@@ -108,7 +108,7 @@ def read_facts(open_clip, architecture: str, folder: Path) -> dict:
 
 
 def read_preprocessing(facts: dict, image_size) -> Preprocessing:
-    """From open_clip's facts, of pixel values 0–1; CLIP's own where they say nothing."""
+    """Read the preprocessing from open_clip's facts, for pixel values 0–1; CLIP's own by default."""
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     mean, std = facts.get("mean") or OPENAI_DATASET_MEAN, facts.get("std") or OPENAI_DATASET_STD
@@ -118,7 +118,7 @@ def read_preprocessing(facts: dict, image_size) -> Preprocessing:
 
 
 def download_weights(open_clip, source: Source) -> Path:
-    """The file of a tag's weights from the cache, downloaded once; safetensors where there are such."""
+    """Find the file of a tag's weights in the cache, or download it once; safetensors if available."""
     repository, name = os.path.split(source.facts.get("hf_hub", ""))
     reason = ""
     if repository:
@@ -162,12 +162,12 @@ def fit_weights(open_clip, net: torch.nn.Module, path: Path, architecture: str) 
         if names:
             raise VLScoreError(
                 f"{path} does not fit open_clip's {architecture} (it {what} {len(names)} tensors, {names[0]}"
-                " the first): name its architecture"
+                " for instance): name its architecture"
             )
 
 
 def find_open_clip_weights(content) -> dict[str, torch.Tensor]:
-    """Find the weights in what a file holds, under any key and prefix: name -> tensor, in float32."""
+    """Find the weights in a file's content, under any key and prefix: name -> tensor, in float32."""
     tensors = {simplify_name(name): value for name, value in flatten(content)}
     sign = "logit_scale"
     places = [name.removesuffix(sign) for name in tensors if name == sign or name.endswith(f".{sign}")]
@@ -180,7 +180,7 @@ def find_open_clip_weights(content) -> dict[str, torch.Tensor]:
 
 
 def convert_weights(net: torch.nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Take weights of older and other layouts to a network's own, by open_clip's converters."""
+    """Convert weights of older and other layouts to a network's own, with open_clip's converters."""
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 
@@ -233,7 +233,7 @@ def make_tokenizer(open_clip, architecture: str, folder: Path):
 
 @contextmanager
 def quiet():
-    """Without open_clip's remarks on what it has loaded; what matters is told as an error."""
+    """Silence open_clip's remarks on what it has loaded; real problems raise errors."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -12,7 +12,7 @@ from vlscore_lib.models.facts import usual_defaults
 
 
 class FirstOutput(torch.nn.Module):
-    """A network of several outputs, of which the first counts: CoCa's image encoder gives tokens as well."""
+    """The first output of a network with several: CoCa's image encoder returns tokens, too."""
 
     def __init__(self, net: torch.nn.Module):
         super().__init__()
@@ -29,7 +29,7 @@ class OpenClipModel(Model):
         clip: open_clip's own module.
         logit_scale: the factor of the cosines in training; τ is 1 over it.
         logit_bias: SigLIP's offset of the scaled cosines, else None.  It is the same for all texts and
-            images, so that neither cap nor softmax depends on it.
+            images, so neither the floor nor the softmax depends on it.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class OpenClipModel(Model):
 
     @cached_property
     def tokenizer(self):
-        """Of texts; made when a text comes, since some are to be downloaded."""
+        """The tokenizer, loaded with the first text, since some must be downloaded."""
         return self.make_tokenizer()
 
     @property

@@ -118,7 +118,7 @@ class TimmStages(OpenClipModel):
 
     @torch.inference_mode()
     def cell_embeddings(self, maps):
-        """Each cell through the network's own head, as an image of one cell."""
+        """Project each cell with the network's own head, as an image of one cell."""
         cells = maps.to(self.device).flatten(1).T  # (h·w, C)
         cells = cells[:, None, None] if self.is_channels_last else cells[:, :, None, None]
         found = unit(self.clip.visual.head(self.trunk.forward_head(cells)))
@@ -126,7 +126,7 @@ class TimmStages(OpenClipModel):
 
 
 def choose_encoder(visual: torch.nn.Module) -> type[OpenClipModel]:
-    """The class of model for an image encoder."""
+    """Choose the class of model for an image encoder."""
     if hasattr(visual, "trunk"):
         return TimmTransformer if hasattr(visual.trunk, "blocks") else TimmStages
     return OpenClipTransformer if hasattr(visual, "transformer") else OpenClipResNet

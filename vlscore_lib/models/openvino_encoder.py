@@ -17,7 +17,7 @@ from vlscore_lib.cache import describe_module, digest, hash_weights, read_cached
 def compile_openvino(visual, size: int, precision: str):
     """Compile an encoder for the CPU with OpenVINO: pixels (B, 3, S, S) -> features (B, F).
 
-    Each thread encodes two images at a time for itself, which is a tenth faster than all threads on
+    Each thread encodes its own two images at a time, which is 10 % faster than all threads on
     one batch.  The compiled encoder is kept on disk, for these weights, this machine and these versions.
     """
     with no_usage_statistics():
@@ -26,7 +26,9 @@ def compile_openvino(visual, size: int, precision: str):
     hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
     threads = str(torch.get_num_threads())
     options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads}
-    options["ENABLE_CPU_PINNING"] = "NO"  # else several processes of one thread each share the first core
+    options["ENABLE_CPU_PINNING"] = (
+        "NO"  # otherwise several processes of one thread each would share the first core
+    )
     core = openvino.Core()
     machine = [core.get_property("CPU", key) for key in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
     versions = [__version__, torch.__version__, openvino.__version__]
@@ -59,7 +61,7 @@ def compile_openvino(visual, size: int, precision: str):
 
 
 def convert(visual, size: int):
-    """An encoder as OpenVINO's graph, by its PyTorch front end.
+    """Convert an encoder to OpenVINO's graph with its PyTorch front end.
 
     `openvino.convert_model` would send usage statistics.
     """
@@ -67,7 +69,10 @@ def convert(visual, size: int):
         from openvino.frontend import FrontEndManager
         from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    example, once = torch.zeros(2, 3, size, size), {"check_trace": False}  # a check takes two traces more
+    example, once = (
+        torch.zeros(2, 3, size, size),
+        {"check_trace": False},
+    )  # a check would take two more traces
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's remarks on Python branches and deprecation
         traced = TorchScriptPythonDecoder(visual, example_input=example, trace_kwargs=once)
@@ -79,7 +84,7 @@ def convert(visual, size: int):
 
 @contextmanager
 def no_usage_statistics():
-    """OpenVINO reports its own import to Google Analytics, unless the package that sends cannot be found."""
+    """Hide the package with which OpenVINO would report its own import to Google Analytics."""
     sender = "openvino_telemetry"
     hide = sender not in sys.modules
     if hide:

@@ -1,4 +1,4 @@
-"""All models by name: which there are, where their weights are, and how each is loaded."""
+"""All models by name: which ones there are, where their weights are, and how each is loaded."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Family(NamedTuple):
 
     Attributes:
         models: name -> tuned defaults.
-        module, loader: the file of this package, imported when a model is loaded, and its function of a
-            name and a device.
-        weights: name -> the file with its weights; None where they come with installed packages.
-        note: what the models are; ``{weights}`` stands for the file with a model's weights.
+        module: the file of this package that loads them; it is imported when a model is loaded.
+        loader: the function in that file, of a name and a device.
+        weights: name -> the file with its weights; None if they come with installed packages.
+        note: description of the models; ``{weights}`` stands for the file with a model's weights.
     """
 
     models: dict[str, Defaults]
@@ -49,17 +49,17 @@ class Family(NamedTuple):
     note: str
 
     def describe(self, name: str) -> str:
-        """What a model is, and where its weights are if they are to be downloaded."""
+        """Describe a model, and say where its weights are if they are to be downloaded."""
         return self.note.format(weights=self.weights and self.weights(name))
 
     def is_here(self, name: str) -> bool:
-        """Whether a model's weights are on this machine."""
+        """Tell whether a model's weights are on this machine."""
         return self.weights is None or self.weights(name).exists()
 
 
 CLIP_MODELS = {name: CLIP_DEFAULTS["vit" if name.startswith("ViT") else "cnn"] for name in CLIP_NAMES}
 LITE0_NOTE = "EfficientNet-Lite0 and MiniLM; weakly supervised on ImageNet's classes, offline"
-SCENES_NOTE = "small CLIP that knows drawn scenes only; zero-shot, offline"
+SCENES_NOTE = "small CLIP that knows drawn scenes only; weakly supervised, offline"
 FAMILIES = (
     Family({OFFLINE_MODEL: OFFLINE_DEFAULTS}, "lite0_minilm", "load", None, LITE0_NOTE),
     Family(SCENES_MODELS, "checkpoints", "load_scenes_model", scenes_file, SCENES_NOTE),
@@ -77,7 +77,11 @@ HUGGING_FACE_MODELS = {
 
 
 def find_family(name: str) -> Family | None:
-    """The family of a model's name, or None."""
+    """Find the entry of `FAMILIES` that has a model of this name; None if there is none.
+
+    Args:
+        name: a model's name, such as ``"RN50"``.
+    """
     return next((family for family in FAMILIES if name in family.models), None)
 
 
@@ -85,17 +89,21 @@ def load_model(name: str = "auto", device: str | None = None) -> Model:
     """Load a model by name or from a checkpoint.
 
     Args:
-        name: ``"auto"`` (CLIP RN50 if its weights are in the cache, else ``lite0-minilm``; said on
-            stderr), ``"lite0-minilm"``, ``"scenes-rn"`` or ``"scenes-vit"`` (know drawn scenes only),
-            one of OpenAI's names (``"RN50"``, ``"ViT-B/16"``, …, downloaded once by the `clip`
-            package), ``open_clip:ARCHITECTURE/TAG`` or ``open_clip:ARCHITECTURE/PATH`` (open_clip's
-            models), ``hf:OWNER/NAME`` or ``hf:FOLDER`` (transformers' models), or the path of a
-            checkpoint in OpenAI's or Hugging Face's layout, or of a folder with one, see
-            `load_checkpoint`; ``PATH:gelu`` for one trained with GELU, not QuickGELU.
-        device: a PyTorch device; CUDA where there is one, else the CPU.
+        name: one of these:
+
+            - ``"auto"``: CLIP's RN50 if its weights are on this machine, else ``lite0-minilm``.
+              A line on stderr says which.
+            - ``"lite0-minilm"``, which needs no download.
+            - ``"scenes-rn"`` or ``"scenes-vit"``, which know drawn scenes only.
+            - one of `CLIP_NAMES`, downloaded once by the ``clip`` package.
+            - ``open_clip:ARCHITECTURE/TAG`` or ``open_clip:ARCHITECTURE/PATH`` for open_clip's models.
+            - ``hf:OWNER/NAME`` or ``hf:FOLDER`` for transformers' models.
+            - the path of a checkpoint, or of a folder with one, see `load_checkpoint`.  Add ``:gelu``
+              if it was trained with GELU, not QuickGELU.
+        device: a PyTorch device; None means CUDA if there is a GPU, else the CPU.
 
     Raises:
-        VLScoreError: unknown name, weights that cannot be had here, or a file that is no checkpoint.
+        VLScoreError: the name is unknown, the weights are not available, or the file is not a checkpoint.
     """
     import torch
 
@@ -118,7 +126,11 @@ def load_model(name: str = "auto", device: str | None = None) -> Model:
 
 
 def absolute_name(name: str) -> str:
-    """A model's name that means the same in every folder: a path in it becomes an absolute one."""
+    """Make a model's name independent of the working folder: a path in it becomes absolute.
+
+    Args:
+        name: as for `load_model`.
+    """
     if name.startswith(OPEN_CLIP):
         architecture, _, rest = name.partition("/")
         return f"{architecture}/{os.path.abspath(rest)}" if rest and find_weights(rest) else name
@@ -130,7 +142,7 @@ def absolute_name(name: str) -> str:
 
 
 def load_automatic(device: str) -> Model:
-    """CLIP RN50 if its weights are in the cache, else the offline model; says on stderr which, and why."""
+    """Load CLIP's RN50 if its weights are cached, else the offline model; say on stderr which, and why."""
     folder, why = clip_file("RN50").parent, "no weights of CLIP RN50 in"
     if clip_file("RN50").exists():
         print(f"vlscore: model RN50 (its weights are in {folder})", file=sys.stderr)
@@ -142,10 +154,10 @@ def load_automatic(device: str) -> Model:
 
 
 def load_hugging_face(name: str, device: str) -> Model:
-    """Load a model of transformers by what the configuration in its folder says that it is.
+    """Load a model of transformers, by the type in its folder's configuration.
 
     Raises:
-        VLScoreError: no such folder or model, or one of a type that is not here.
+        VLScoreError: the folder or model does not exist, or its type is not supported.
     """
     folder = find_folder(name)
     kind = read_config(folder).get("model_type")
@@ -157,5 +169,5 @@ def load_hugging_face(name: str, device: str) -> Model:
 
 
 def load_by(module: str, loader: str, name: str, device: str) -> Model:
-    """Load a model by a function of one of this package's files."""
+    """Load a model with a function of one of this package's files."""
     return getattr(import_module(f"vlscore_lib.models.{module}"), loader)(name, device)

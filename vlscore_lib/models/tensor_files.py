@@ -1,4 +1,4 @@
-"""Files of tensors, of any kind that training code saves, read without running any code that they hold."""
+"""Files of tensors, of any kind that training code saves, read without running any code in them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_tensors(path) -> dict:
             files (``*.index.json``).
 
     Returns:
-        What the file holds, as far as it is dictionaries; tensors are on the CPU, of the file's type.
+        The nested dictionaries in the file; tensors are on the CPU, in the file's type.
 
     Raises:
         Exception: of nearly any type, if it is no such file or holds code.
@@ -56,7 +56,7 @@ def read_tensors(path) -> dict:
 
 
 def read_sharded(path: Path) -> dict[str, torch.Tensor]:
-    """Read the files that an index names, which lie beside it."""
+    """Read the files that an index names, which are in the same folder."""
     index = json.loads(path.read_text(encoding="utf-8"))
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -65,7 +65,7 @@ def read_sharded(path: Path) -> dict[str, torch.Tensor]:
     for name in sorted(set(map(str, weight_map.values()))):
         file = path.parent / name
         if Path(name).name != name or file.suffix == ".json":
-            raise ValueError(f"it names {name[:60]}, which is no file of weights beside it")
+            raise ValueError(f"it names {name[:60]}, which is not a file of weights next to it")
         if not file.is_file():
             raise ValueError(f"{name}, which it names, is missing")
         found |= read_tensors(file)
@@ -89,7 +89,7 @@ def read_archive(path) -> dict:
 
 
 class _Record(dict):
-    """Stands for any object of a file: its attributes and entries, and nothing that acts."""
+    """A stand-in for any object of a file, with its attributes and entries but without its code."""
 
     def __new__(cls, *arguments, **options):
         return super().__new__(cls)
@@ -106,7 +106,7 @@ class _Record(dict):
             super().__setitem__(key, value)
 
     def append(self, _):
-        """A sequence keeps nothing."""
+        """Ignore an entry of a sequence."""
 
     def extend(self, _):
         """A sequence keeps nothing."""

@@ -24,9 +24,9 @@ def patch_maps(tokens: torch.Tensor, prefix: int = 1) -> torch.Tensor:
 
 
 def project_tokens(attention: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Queries, keys and values of a self-attention: its three projections, normalised where it does so.
+    """Compute the queries, keys and values of a self-attention, normalised if the attention does so.
 
-    Rotary positions are not applied: the projections are what a token is, wherever it stands.
+    Rotary positions are not applied: the projections describe a token independently of its position.
     (Dosovitskiy et al. 2021, appendix A.)
 
     Args:
@@ -37,10 +37,10 @@ def project_tokens(attention: torch.nn.Module, x: torch.Tensor) -> tuple[torch.T
         Three tensors (B, heads, N, d / heads).
 
     Raises:
-        VLScoreError: an attention with further terms, which these three do not tell.
+        VLScoreError: the attention has further terms, beyond these three.
     """
     if getattr(attention, "rel_pos", None) is not None or getattr(attention, "scaled_cosine", False):
-        raise VLScoreError(f"{type(attention).__name__} has more than queries and keys: take activation maps")
+        raise VLScoreError(f"{type(attention).__name__} has more than queries and keys: use activation maps")
     if hasattr(attention, "in_proj_weight"):  # PyTorch and open_clip
         projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
     elif getattr(attention, "qkv", None) is not None:  # timm: one layer; EVA keeps its biases apart
@@ -71,17 +71,17 @@ def rotate(attention: torch.nn.Module, tokens: torch.Tensor, rope: torch.Tensor)
 def read_attention(
     attention: torch.nn.Module, x: torch.Tensor, maps: str, has_class_token: bool = True, rope=None
 ) -> torch.Tensor:
-    """Recompute what is inside a self-attention.
+    """Recompute the queries, keys, values or weights of a self-attention.
 
     Args:
         attention: see `project_tokens`.
-        x: its input (B, N, d), the class token first, where there is one.
+        x: its input (B, N, d), the class token first, if there is one.
         maps: ``"query"``, ``"key"``, ``"value"`` or ``"attention"``.
         rope: rotary positions, as the module gets them.
 
     Returns:
         (B, N, d), or (B, N, heads) attention weights over all tokens, which sum to 1: the class token's,
-        or without one the mean over all tokens.
+        or, without a class token, the mean over all tokens.
     """
     parts = dict(zip(("query", "key", "value"), project_tokens(attention, x)))
     if maps != "attention":
@@ -126,8 +126,10 @@ class TransformerLayers(Model):
         return self.layer_modules()[layer] if maps == "activation" else self.attention_module(layer)
 
     def gradient_module(self, layer):
-        """The block's first norm: where only the class token leaves a ViT, the patches at the output of its
-        last block have no gradient."""
+        """Return the block's first norm.
+
+        If only the class token leaves a ViT, the patches at the output of its last block have no gradient.
+        """
         block = self.layer_modules()[layer]
         names = ("ln_1", "norm1", "layer_norm1")
         return next(getattr(block, name) for name in names if hasattr(block, name))
@@ -142,12 +144,12 @@ class TransformerLayers(Model):
         return self.output_maps(read_attention(module, seen.input, maps, self.has_class_token, rope))
 
     def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Take the last block's tokens (B, N, d) through the network's head to the joint space: (B, D)."""
+        """Project the last block's tokens (B, N, d) into the joint space with the network's head: (B, D)."""
         raise NotImplementedError
 
     @torch.inference_mode()
     def cell_embeddings(self, maps):
-        """Each cell through the network's own head, as an image all of whose tokens are this cell."""
+        """Project each cell with the network's own head, as an image whose tokens are all this cell."""
         cells = maps.to(self.device).flatten(1).T  # (h·w, d)
         tokens = cells[:, None].expand(-1, self.prefix + 1, -1)
         return unit(self.embed_tokens(tokens)).T.unflatten(1, maps.shape[1:]).cpu()
