@@ -303,3 +303,22 @@ def test_narrow_screen_needs_no_sideways_scrolling(open_page):
 def test_binds_to_this_machine_only(server):
     listening = [each.laddr.ip for each in server[0].net_connections("tcp") if each.status == "LISTEN"]
     assert set(listening) == {"127.0.0.1"}
+
+
+def test_the_books_picture_is_of_this_page(page):
+    """VLSCORE_PICTURES=1 writes it again."""
+    take(page, "cat")
+    page.get_by_text("Refine boxes").click()
+    settle(page)
+    find(page, "an image of a cat.")
+    page.mouse.move(0, 0)
+    page.evaluate("scrollTo(0, 0)")
+    shown = (
+        Image.open(BytesIO(page.screenshot())).convert("RGB").resize((1024, 720), Image.Resampling.LANCZOS)
+    )
+    kept = ROOT / "book" / "_static" / "app.jpg"
+    if os.environ.get("VLSCORE_PICTURES"):
+        shown.save(kept, quality=88)
+    pair = [np.asarray(each.resize((64, 40)), float) for each in (shown, Image.open(kept))]
+    assert np.abs(np.subtract(*pair)).mean() < 6  # of 255
+    assert np.corrcoef(pair[0].ravel(), pair[1].ravel())[0, 1] > 0.9
