@@ -257,7 +257,7 @@ def votes(places, values, weights) -> list[str]:
         arrow((582, base), (zero, base)),
         bar(zero + 2, base - 9, scale * BASE, 18, "dropped"),
         line((cap, places[0] + 4), (cap, base + 14), dashes="6 5"),
-        label(zero + 2, base + 30, "*s*_{b}, the cap", anchor="start"),
+        label(zero + 2, base + 30, "*s*_{b}, the floor", anchor="start"),
         label(752, base - 4, "If all are dropped,\nthe object is absent.", "note", "muted", "start"),
     ]
 

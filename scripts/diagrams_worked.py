@@ -169,7 +169,7 @@ def empty_row() -> list[str]:
         label(x - 14, middle + 20, "*X*_{b}", "math", anchor="end"),
         empty_image(x, y, SIDE),
         arrow((x + SIDE, middle), (AT["score"] - 8, middle)),
-        label(AT["score"], middle + 7, f"*s*_{{b}} = {EXAMPLE.base:.2f}, the cap", "math", "ink", "start"),
+        label(AT["score"], middle + 7, f"*s*_{{b}} = {EXAMPLE.base:.2f}, the floor", "math", "ink", "start"),
     ]
 
 

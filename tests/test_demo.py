@@ -71,7 +71,7 @@ def test_the_committed_picture_is_the_one_that_is_drawn(answered, tmp_path):
 
 
 def test_a_picture_of_another_kind_or_place_is_refused(capsys):
-    for name, why in {"demo.gif": "no picture", "nowhere/demo.png": "no folder nowhere"}.items():
+    for name, why in {"demo.gif": "not a picture", "nowhere/demo.png": "no folder nowhere"}.items():
         with pytest.raises(SystemExit) as stopped:
             demo.main([name])
         assert stopped.value.code == 2
