@@ -111,15 +111,15 @@ MUTATIONS = (
     Mutation(
         "box with x and y exchanged",
         "vlscore_lib/boxes.py",
-        "for (rows, columns), area in",
-        "for (columns, rows), area in",
+        "np.stack([left // S, top // S, right // S + 1, bottom // S + 1])",
+        "np.stack([top // S, left // S, bottom // S + 1, right // S + 1])",
         (BOXES,),
     ),
     Mutation(
         "IoU of the worst pair of boxes",
         "vlscore_lib/evaluation/metrics.py",
-        "pairwise_iou(*pairs).max()",
-        "pairwise_iou(*pairs).min()",
+        "pairwise_iou(*pairs).amax(1)",
+        "pairwise_iou(*pairs).amin(1)",
         (METRICS, BOXES),
     ),
     Mutation(
