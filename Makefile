@@ -25,7 +25,7 @@ demo: $(READY)  ## find objects in five real photos: prints the boxes, writes de
 	$(BIN)/python scripts/demo.py
 
 test: $(READY) lint book  ## unit tests, the notebooks as tests, and the book builds
-	$(BIN)/python -m pytest --nbval -q -n logical --maxprocesses 4 --dist loadfile --cov=vlscore --cov=vlscore_cli --cov=vlscore_label --cov=vlscore_localize --cov=vlscore_lib --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest --nbval -q --cov=vlscore --cov=vlscore_cli --cov=vlscore_label --cov=vlscore_localize --cov=vlscore_lib --cov-report=term --cov-fail-under=90
 
 lint: $(READY)  ## ruff's checks and format, and imports that point down
 	$(BIN)/ruff check .

@@ -106,7 +106,7 @@ def test_100_encodings_leave_no_hook_and_no_memory(request, name, chelsea):
         before = psutil.Process().memory_info().rss
         encode(25)
         grown.append(psutil.Process().memory_info().rss - before)
-    assert live_tensors() == tensors_before
+    assert live_tensors() <= tensors_before  # what tests before held may go meanwhile
     assert min(grown) < 2.5e6
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
     assert not any(getattr(module, kind) for module in model.visual.modules() for kind in hooks)
