@@ -6,6 +6,7 @@ Only a command that runs a model imports `vlscore`, and with it PyTorch, so that
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -301,6 +302,18 @@ COMMANDS = {
 }
 
 
+def start() -> int:
+    """Run the command line in a process of its own, see `main`.
+
+    An import makes many objects and no garbage.  With fewer searches for garbage, and none at the end of the
+    process, a command starts and ends half a second sooner.
+    """
+    gc.set_threshold(100_000, 20, 100)
+    code = main()
+    gc.freeze()
+    return code
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line -> the exit code: 0, or 2 for bad input, with one line on stderr."""
     # Otherwise PyTorch's idle threads would spin and take cores from OpenVINO's.
@@ -338,6 +351,6 @@ def drop_output() -> None:
 
 
 if __name__ == "__main__":
-    from vlscore_cli import main  # functions sent to other processes must not belong to `__main__`
+    from vlscore_cli import start  # functions sent to other processes must not belong to `__main__`
 
-    sys.exit(main())
+    sys.exit(start())

@@ -61,7 +61,7 @@ def test_it_holds_every_room_the_weights_and_nothing_else(wheel):
 def test_it_has_the_command(wheel):
     with zipfile.ZipFile(wheel) as archive:
         name = next(each for each in archive.namelist() if each.endswith("entry_points.txt"))
-        assert "vlscore = vlscore_cli:main" in archive.read(name).decode()
+        assert "vlscore = vlscore_cli:start" in archive.read(name).decode()
 
 
 def test_its_core_has_no_package_of_an_extra(metadata):

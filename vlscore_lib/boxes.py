@@ -75,21 +75,27 @@ def find_borders(zones: np.ndarray, count: int) -> np.ndarray:
     return np.stack(np.divmod(np.unique(np.concatenate(codes)), count), axis=1)
 
 
+def connect(pairs: np.ndarray, count: int) -> np.ndarray:
+    """Number the connected components of ``count`` nodes, from their connected pairs (2, m): (count,)."""
+    if not pairs.size:
+        return np.arange(count)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs[0]), bool), tuple(pairs)), shape=(count, count))
+    return connected_components(graph, directed=False)[1]
+
+
 def connect_zones(zones: Zones, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find which zones make up each component above each of ``count`` values.
 
     Returns:
         (k,) each: the value's number, the zone and the component, numbered over all values.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     n, values = len(zones.level), np.arange(count)[:, None]
     # A graph with a copy of each zone for every value that it lies above.
     at, border = np.nonzero(values < zones.level[zones.borders].min(1))
-    ends = at * n + zones.borders[border].T
-    graph = coo_array((np.ones(len(at), bool), tuple(ends)), shape=(count * n, count * n))
-    _, component = connected_components(graph, directed=False)
+    component = connect(at * n + zones.borders[border].T, count * n)
     at, zone = np.nonzero(values < zones.level)
     return at, zone, component[at * n + zone]
 

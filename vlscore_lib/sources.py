@@ -9,7 +9,7 @@ import torch
 from vlscore_lib.encoding import Scale
 from vlscore_lib.errors import VLScoreError
 from vlscore_lib.models.base import Model
-from vlscore_lib.models.fast_encoder import choose_precision
+from vlscore_lib.models.fast_encoder import read_copy
 from vlscore_lib.options import EncodingOptions
 from vlscore_lib.refinement import cluster_maps, unit_features
 
@@ -72,19 +72,20 @@ def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Sc
     if model.is_vit:
         if options.layer not in (None, model.fine_layer) or options.maps != "activation":
             raise VLScoreError("a refined ViT uses clusters of its keys as maps: leave layer and maps out")
-        wanted, sizes = [(model.fine_layer, "key"), fine], (VIT_SCALE,)
+        wanted, sizes = ((model.fine_layer, "key"), fine), (VIT_SCALE,)
     else:
         layer = model.check_source(options.layer, options.maps, options.pca)
-        wanted, sizes = [(layer, options.maps), last, fine], SCALES
-    is_fast, scales = choose_precision(options.precision, model.device) == "bfloat16", []
+        wanted, sizes = ((layer, options.maps), last, fine), SCALES
+    scales = []
     for size in sizes:
         cells = -(-model.input_size * size // model.stride)  # all of full size
         side = model.input_size if size == 1 else int(cells) * model.stride
         pixels = model.preprocess(image, options.fit, side)[None]
-        if size > 1:  # at size 1, the maps are plain VL-Score's, bit for bit
-            pixels = pixels.to(memory_format=torch.channels_last)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=is_fast and size > 1):
-            found = [each[0] for each in model.read_layers(pixels, wanted)]
+        if size == 1:  # the maps are plain VL-Score's, bit for bit
+            found = model.read_layers(pixels, wanted)
+        else:
+            found = read_copy(model, pixels, wanted, options.precision)
+        found = [each[0] for each in found]
         if model.is_vit:
             scales.append(Scale(cluster_maps(found[0].cpu())))
         else:

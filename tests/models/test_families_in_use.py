@@ -51,7 +51,7 @@ def test_what_openvino_cannot_compile_runs_in_pytorch_and_is_said_once(monkeypat
     def fail(*_):
         raise RuntimeError("no such operation\nand more")
 
-    monkeypatch.setattr(fast_encoder, "compile_openvino", fail)
+    monkeypatch.setattr(fast_encoder, "compile_encoder", fail)
     model = families.make_model("eva", name="tiny-eva")
     pixels = torch.zeros(1, 3, 64, 64)
     for _ in range(3):

@@ -61,7 +61,7 @@ def test_compiled_encoder_equals_encode_image(model, monkeypatch):
 def test_compiled_encoder_s_outputs_are_its_own(rn):
     """The next call must not write over the last one's result."""
     vlscore.fast_encoder(rn, "float32")
-    run, pixels = fast_encoder.compiled(rn, "float32"), noise(rn)
+    run, pixels = fast_encoder.compiled_encoder(rn, "float32"), noise(rn)
     first = run(pixels)
     kept = first.clone()
     run(-pixels)
@@ -87,7 +87,7 @@ def test_no_thread_of_the_encoder_is_bound_to_a_core(checkpoints, monkeypatch, t
 
 def test_encoder_is_compiled_once(rn, monkeypatch):
     vlscore.fast_encoder(rn, "float32")
-    monkeypatch.setattr(fast_encoder, "compile_openvino", None)
+    monkeypatch.setattr(fast_encoder, "compile_encoder", None)
     assert vlscore.fast_encoder(rn, "float32")(noise(rn)).shape == (2, 64)
 
 
@@ -96,7 +96,7 @@ def without_openvino(monkeypatch):
     monkeypatch.setattr(
         fast_encoder, "find_spec", lambda name: None if name == "openvino" else find_spec(name)
     )
-    monkeypatch.setattr(fast_encoder, "compile_openvino", None)
+    monkeypatch.setattr(fast_encoder, "compile_encoder", None)
 
 
 def test_encoder_without_openvino_is_pytorch(clip_model, without_openvino):
@@ -118,6 +118,39 @@ def test_bfloat16_with_openvino_is_close(clip_model):
     found, exact = vlscore.fast_encoder(clip_model, "bfloat16")(pixels), clip_model.encode_image(pixels)
     assert found.dtype == torch.float32
     assert ((found * exact).sum(1) > 0.99).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_compiled_reader_equals_read_layers_at_every_size(rn, size):
+    side = size * rn.input_size
+    pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(size))
+    wanted = (("layer3", "activation"), (rn.layers[-1], "activation"))
+    for ours, theirs in zip(
+        fast_encoder.read_copy(rn, pixels, wanted, "float32"), rn.read_layers(pixels, wanted), strict=True
+    ):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_a_reader_without_openvino_is_pytorch(rn, without_openvino, monkeypatch):
+    monkeypatch.setattr(fast_encoder, "compile_reader", None)
+    pixels, wanted = torch.rand(1, 3, 64, 64), ((rn.layers[-1], "activation"),)
+    (found,) = fast_encoder.read_copy(rn, pixels, wanted, "float32")
+    torch.testing.assert_close(found, rn.read_layers(pixels, wanted)[0], atol=1e-5, rtol=1e-4)
+
+
+class OfOneSize(torch.nn.Module):
+    """What a tracer gets wrong: a branch on the size of the input."""
+
+    def forward(self, pixels):
+        return (pixels if pixels.shape[-1] > 32 else 2 * pixels,)
+
+
+def test_a_graph_that_computes_something_else_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("VLSCORE_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="computes something else"):
+        openvino_encoder.compile_reader(OfOneSize(), 32, "float32")
+    assert not any(tmp_path.iterdir())  # nor kept
 
 
 def test_choose_precision_takes_what_is_asked():
@@ -146,8 +179,9 @@ def test_float16_needs_a_gpu():
 
 def test_a_compiled_encoder_goes_with_its_model(checkpoints):
     model = vlscore.load_model(str(checkpoints["rn"]), "cpu")
-    first = fast_encoder.compiled(model, "float32")
-    assert fast_encoder.compiled(model, "float32") is first
+    first = fast_encoder.compiled_encoder(model, "float32")
+    assert fast_encoder.compiled_encoder(model, "float32") is first
+    assert fast_encoder.compiled_reader(model, (("layer4", "activation"),), "float32")
     kept = weakref.ref(model)
     del model
     gc.collect()

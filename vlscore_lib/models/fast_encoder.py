@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from importlib.util import find_spec
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -15,7 +15,7 @@ from vlscore_lib.errors import VLScoreError, check_choice
 from vlscore_lib.masks import make_masks
 from vlscore_lib.models.base import Model, unit
 from vlscore_lib.models.gpu_encoder import GpuEncoder
-from vlscore_lib.models.openvino_encoder import compile_openvino
+from vlscore_lib.models.openvino_encoder import compile_encoder, compile_reader
 from vlscore_lib.options import PRECISIONS
 
 
@@ -58,17 +58,40 @@ def cached_by_model(function):
 
 
 @cached_by_model
-def compiled(model: Model, precision: str):
-    """Compile the model's image encoder with OpenVINO: pixels (B, 3, S, S) -> features (B, F).
+def compiled_encoder(model: Model, precision: str):
+    """Compile the model's image encoder with OpenVINO, see `compile_encoder`; None if it cannot."""
+    return try_to_compile(model, compile_encoder, model.visual, precision)
+
+
+@cached_by_model
+def compiled_reader(model: Model, wanted: tuple[tuple[str, str], ...], precision: str):
+    """Compile `Model.read_layers` with OpenVINO, see `compile_reader`; None if it cannot."""
+    return try_to_compile(model, compile_reader, LayerReader(model, wanted), precision)
+
+
+def try_to_compile(model: Model, compile, module: torch.nn.Module, precision: str):
+    """Compile a part of a model with OpenVINO.
 
     Returns None, and says so on stderr, if OpenVINO cannot compile it.
     """
     try:
-        return compile_openvino(model.visual, model.input_size, precision)
+        return compile(module, model.input_size, precision)
     except Exception as error:  # the tracer and the front end raise nearly any type
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         print(f"vlscore: OpenVINO cannot compile {model.name} ({reason}): PyTorch runs it", file=sys.stderr)
         return None
+
+
+class LayerReader(torch.nn.Module):
+    """`Model.read_layers` as a module, which a tracer can follow: pixels -> a tuple of maps."""
+
+    def __init__(self, model: Model, wanted: tuple[tuple[str, str], ...]):
+        super().__init__()
+        self.visual, self.wanted = model.visual, wanted
+        self.read = partial(model.read_layers, wanted=wanted)
+
+    def forward(self, pixels):
+        return tuple(self.read(pixels))
 
 
 @cached_by_model
@@ -118,7 +141,7 @@ def fast_encoder(model: Model, precision: str = "auto") -> FastEncoder:
         embeddings (B, D), unit, on the model's device.
     """
     precision = choose_precision(precision, model.device)
-    if model.device.type == "cpu" and find_spec("openvino") and (run := compiled(model, precision)):
+    if model.device.type == "cpu" and find_spec("openvino") and (run := compiled_encoder(model, precision)):
         return FastEncoder(model, mask_first(run))
     if model.device.type == "cuda" and precision != "float32":
         return FastEncoder(model, compiled_for_gpu(model, precision))
@@ -131,6 +154,28 @@ def fast_encoder(model: Model, precision: str = "auto") -> FastEncoder:
             return model.visual(pixels)
 
     return FastEncoder(model, mask_first(run))
+
+
+def read_copy(model: Model, pixels: torch.Tensor, wanted: tuple[tuple[str, str], ...], precision: str):
+    """Read several sources of maps of one image of any size, as fast as this machine can.
+
+    It is `Model.read_layers`.  On a CPU, OpenVINO compiles it for a CNN, if installed.
+
+    Args:
+        model: from `load_model`.
+        pixels: (1, 3, T, T), where T is a multiple of ``model.stride``.
+        wanted: pairs of a layer and a kind of maps.
+        precision: one of `PRECISIONS`, see `choose_precision`.
+
+    Returns:
+        (1, C, h, w) for each pair, float32.
+    """
+    precision = choose_precision(precision, model.device)
+    can_compile = model.device.type == "cpu" and not model.is_vit and find_spec("openvino")
+    if can_compile and (run := compiled_reader(model, wanted, precision)):
+        return run(pixels)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        return model.read_layers(pixels.to(memory_format=torch.channels_last), wanted)
 
 
 def choose_batch_size(model: Model) -> int:
