@@ -40,15 +40,23 @@ SCENES = {"scenes-rn": "layer3", "scenes-vit": None}
 
 
 def load(name: str, folder: Path) -> vlscore.Model:
-    """A model by name; CLIP's shapes with random weights."""
-    if name not in SIZES:
+    """A model by name; CLIP's shapes and open_clip's architectures have random weights."""
+    if name not in SIZES and not name.startswith("open_clip:"):
         return vlscore.load_model(name)
-    path = folder / f"{name.replace('/', '-')}.pt"
+    path = folder / f"{name.replace('/', '-').replace(':', '-')}.pt"
     if not path.exists():
         torch.manual_seed(0)
-        net = vlscore.import_clip().model.CLIP(*SIZES[name])
-        torch.save(net.half().state_dict(), path)
-    return vlscore.load_model(str(path))
+        torch.save(build_random(name).half().state_dict(), path)
+    return vlscore.load_model(str(path) if name in SIZES else f"{name}/{path}")
+
+
+def build_random(name: str) -> torch.nn.Module:
+    """A network with random weights."""
+    if name in SIZES:
+        return vlscore.import_clip().model.CLIP(*SIZES[name])
+    import open_clip
+
+    return open_clip.create_model(name.removeprefix("open_clip:"))
 
 
 # ── Speed ──────────────────────────────────────────────────────────────────────────────────────────

@@ -1,10 +1,11 @@
 """Measure what a user waits for: a command's start, classes, data sets, and a machine with other load.
 
     python scripts/bench_commands.py                # a quarter of an hour on two cores
-    python scripts/bench_commands.py --rounds 3
+    python scripts/bench_commands.py --only classes
 
-Ratios compare neighbouring measurements of one run, since machines differ and are shared.  All of it is
-`lite0-minilm`, with a cache folder of its own that is empty at first.
+Ratios compare neighbouring measurements of one run, since machines differ and are shared.  The model is
+`lite0-minilm` where none is named, and the cache folder is empty at first.  RN50, ViT-B/16 and ConvNeXt have
+random weights, right for time only.
 """
 
 import argparse
@@ -20,12 +21,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from bench import alone, machine, timed
+from bench import alone, load, machine, timed
 
 import vlscore
 
 PHOTOS = Path("data/photos")
 CLASSES = 1000  # names that are embedded
+MODELS = ("lite0-minilm", "scenes-rn", "scenes-vit", "RN50", "ViT-B/16", "open_clip:convnext_base")
 
 
 def choose_photo() -> Path:
@@ -88,7 +90,7 @@ def time_classes(names: int) -> dict:
     vlscore.class_embeddings(model, classes[:2])
     together, _ = timed(vlscore.class_embeddings, model, classes)
     alone, _ = timed(lambda: [vlscore.class_embedding(model, each) for each in classes])
-    return {"names": names, "together (s)": together, "one by one (s)": alone}
+    return {"names": names, "together (s)": together, "one by one (s)": alone, "ratio": alone / together}
 
 
 def time_data_sets(keep: int) -> dict:
@@ -104,9 +106,9 @@ def time_data_sets(keep: int) -> dict:
     return found | {"label, refined, keep=64 (photos/s)": len(paths) / seconds}
 
 
-def time_parts(keep: int, rounds: int) -> dict:
+def time_parts(name: str, keep: int, rounds: int, folder: Path) -> dict:
     """Seconds of one encoding, plain and refined, and of the encoder passes in it."""
-    model = vlscore.load_model("lite0-minilm")
+    model = load(name, folder)
     encoder, image = vlscore.fast_encoder(model), vlscore.load_image(choose_photo())
     pixels = model.preprocess(image)[None].repeat(min(keep, vlscore.choose_batch_size(model)), 1, 1, 1)
     batches = -(-keep // len(pixels))
@@ -115,30 +117,43 @@ def time_parts(keep: int, rounds: int) -> dict:
         "plain": lambda: vlscore.encode(model, image, keep=keep),
         "refined": lambda: vlscore.encode(model, image, keep=keep, refined=True),
     }
-    found = {name: [] for name in calls}
+    found = {call: [] for call in calls}
     for n in range(rounds + 1):
-        for name, call in calls.items():
-            seconds, _ = timed(call)
+        for call in calls:
+            seconds, _ = timed(calls[call])
             if n:  # the first round compiles
-                found[name].append(seconds)
-    return {f"{name} (s)": statistics.median(each) for name, each in found.items()}
+                found[call].append(seconds)
+    result = {f"{call} (s)": statistics.median(each) for call, each in found.items()}
+    return result | {"refined over plain": result["refined (s)"] / result["plain (s)"]}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="of each command; medians are kept")
+    parser.add_argument(
+        "--only", default="", metavar="WORD", help="measure the parts again whose name has it"
+    )
     parser.add_argument("--out", default="data/bench_commands.json")
     options = parser.parse_args()
+    out = Path(options.out)
+    result = json.loads(out.read_text()) if out.exists() else {}
+    result["machine"] = machine()
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["VLSCORE_CACHE"] = str(Path(folder) / "cache")
-        result = {
-            "machine": machine(),
-            "localize --keep 64": time_commands(options.rounds, Path(folder)),
-            "encode, keep=64": alone(time_parts, 64, options.rounds),
-            "classes": alone(time_classes, CLASSES),
-            "data sets": alone(time_data_sets, 128),
+        folder = Path(folder)
+        os.environ["VLSCORE_CACHE"] = str(folder / "cache")
+        parts = {"localize --keep 64": partial(time_commands, options.rounds, folder)}
+        parts |= {
+            f"encode, keep=64, {name}": partial(alone, time_parts, name, 64, options.rounds, folder)
+            for name in MODELS
         }
-    vlscore.write_whole(options.out, json.dumps(result, indent=1).encode())
+        parts |= {
+            "classes": partial(alone, time_classes, CLASSES),
+            "data sets": partial(alone, time_data_sets, 128),
+        }
+        for name, measure in parts.items():
+            if options.only in name:
+                result[name] = measure()
+    vlscore.write_whole(out, json.dumps(result, indent=1).encode())
     print(json.dumps(result, indent=1))
     return 0
 

@@ -28,7 +28,8 @@ KINDS = {"func": inspect.isroutine, "class": inspect.isclass, "exc": inspect.isc
 
 def pages() -> list[str]:
     contents = yaml.safe_load((BOOK / "_toc.yml").read_text())
-    (reference,) = [each for each in contents["chapters"] if each["file"] == "book/api"]
+    chapters = [each for part in contents["parts"] for each in part["chapters"]]
+    (reference,) = [each for each in chapters if each["file"] == "book/api"]
     return [Path(each["file"]).name for each in reference["sections"]]
 
 

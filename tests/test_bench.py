@@ -120,8 +120,8 @@ def test_other_load_runs_while_the_block_does_and_ends_with_it():
     assert not child.is_alive()
 
 
-def test_parts_of_an_encoding_are_timed():
-    found = bench_commands.time_parts(4, 1)
+def test_parts_of_an_encoding_are_timed(tmp_path):
+    found = bench_commands.time_parts("scenes-rn", 4, 1, tmp_path)
     assert 0 < found["passes (s)"] < found["plain (s)"] < found["refined (s)"]
 
 

@@ -149,7 +149,8 @@ def discriminate(likely: torch.Tensor, features: torch.Tensor, how: Sharpening =
     sides = (likely**how.confidence, (1 - likely) ** 2 * weigh_border(*features.shape[1:], how.border))
     sides = [side / side.sum().clamp_min(1e-12) for side in sides]
     means = [side @ f for side in sides]
-    within = sum((f - mean).T @ ((f - mean) * side[:, None]) for side, mean in zip(sides, means)) / 2
+    # The mean covariance of both sides, by one product of matrices: E[f fᵀ] - μ μᵀ.
+    within = f.T @ (f * sum(sides)[:, None]) / 2 - sum(mean.outer(mean) for mean in means) / 2
     spread = within.diagonal().mean().clamp_min(1e-12) * torch.eye(len(within), dtype=torch.float64)
     direction = torch.linalg.solve((1 - how.shrinkage) * within + how.shrinkage * spread, means[0] - means[1])
     low, high = means[1] @ direction, means[0] @ direction
