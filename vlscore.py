@@ -292,7 +292,7 @@ def find_boxes(
     Args:
         saliency: (h, w), see `saliency`; None gives no boxes.
         encoding: the encoded image.
-        threshold: α in (0, 1), a share of the map's maximum; None means the model's, ``encoding.threshold``.
+        threshold: α in (0, 1), for the map scaled to [0, 1]; None means the model's, ``encoding.threshold``.
         min_area: components smaller than this share of the image's area are dropped.
 
     Returns:

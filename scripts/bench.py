@@ -36,7 +36,7 @@ SIZES = {  # of CLIP: embedding, input, layers, width, patch, and the text encod
 }
 PROMPTS = ("an image of a dog.", "an image of a chair.")
 KEEPS = (8, 16, 32, 48, 64, 96, 128, 256)
-SCENES = {"scenes-rn": "layer3", "scenes-vit": None}
+LAYERS = {"scenes-rn": ("layer3", 0.1, 0.4)}  # a layer that is not the model's last, with its own τ and α
 
 
 def load(name: str, folder: Path) -> vlscore.Model:
@@ -244,15 +244,17 @@ def predicted(encoding, keep):
 SELECTIONS = {"largest deviation": strongest, "chosen": chosen, "chosen and predicted": predicted}
 
 
-def fidelity(name: str, root: Path, layer: str | None) -> dict:
+def fidelity(name: str, root: Path) -> dict:
     """How near each selection comes to the exact saliency and boxes, over a data set."""
     from tqdm import tqdm
 
     model, dataset = (vlscore.load_model(name, "cpu"), vlscore.read_dataset(root))
+    layer, tau, alpha = LAYERS.get(name, (None, model.temperature, model.threshold))
     texts = {label: vlscore.class_embedding(model, names) for label, names in dataset.classes.items()}
     rows = {}
     for photo in tqdm(dataset.photos, desc=f"{name}, fidelity"):
         exact = vlscore.encode(model, photo.path, layer, precision="float32")
+        exact = replace(exact, temperature=tau, threshold=alpha)
         wanted = look(exact, texts[photo.label], photo)
         rows.setdefault(("exact", len(exact.maps)), []).append(wanted + wanted)
         for keep in KEEPS:
@@ -368,7 +370,7 @@ def main() -> int:
             result["reference"][name] = alone(reference, name, few[0], folder)
             if name not in SIZES:
                 root = options.photos if name == "lite0-minilm" else drawn
-                result["fidelity"][name] = alone(fidelity, name, root, SCENES.get(name))
+                result["fidelity"][name] = alone(fidelity, name, root)
             if name == "lite0-minilm":
                 result["throughput"] = alone(throughput, name, "data/photos", 128)
             vlscore.write_whole(out, json.dumps(result, indent=1).encode())

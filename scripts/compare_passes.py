@@ -116,17 +116,23 @@ def share_at_own_threshold(name: str, method: str, passes: int | None, iou: np.n
 
 
 def table(name: str, asks: list[study_sets.Ask], records: list[dict]) -> list[dict]:
-    """A row for each method and number of passes of a model, with its gain over the method without any."""
-    rows = []
-    for key in sorted({key for record in records for key in record}, key=order):
-        method, passes = key
-        base = (REFINED if method == TEXTLESS else PLAIN if method == MEAN else method), 0
-        here = [n for n, record in enumerate(records) if key in record]
-        (hit, peak, place), (base_hit, base_peak, _) = (
-            look([records[n][each] for n in here]) for each in (key, base)
-        )
-        iou = np.array([records[n][key]["iou"] for n in here])
-        found = [records[n][key]["found"][place] for n in here]
+    """A row for each method and number of passes of a model, with its paired differences.
+
+    A gain is over the same method without a masked pass.  A row is also compared with the most passes of its
+    method, and refined with plain at as many passes.
+    """
+    rows, keys = [], sorted({key for record in records for key in record}, key=order)
+    for method, passes in keys:
+        base = REFINED if method == TEXTLESS else PLAIN if method == MEAN else method
+        most = max(count for each, count in keys if each == method and count is not None)
+        here = [n for n, record in enumerate(records) if (method, passes) in record]
+
+        def look_at(*key, here=here):
+            return look([records[n][key] for n in here])
+
+        (hit, peak, place), (base_hit, base_peak, _) = look_at(method, passes), look_at(base, 0)
+        iou = np.array([records[n][method, passes]["iou"] for n in here])
+        found = [records[n][method, passes]["found"][place] for n in here]
         of_each = np.concatenate([np.arange(len(asks[n].boxes)) < count for n, count in zip(here, found)])
         row = {
             "method": method,
@@ -140,10 +146,13 @@ def table(name: str, asks: list[study_sets.Ask], records: list[dict]) -> list[di
             "peak_in_object": vlscore.share_with_interval(peak),
             "gain": vlscore.paired_difference(hit, base_hit),
             "peak_gain": vlscore.paired_difference(peak, base_peak),
+            "over_most_passes": vlscore.paired_difference(hit, look_at(method, most)[0]),
         }
+        if method == REFINED and all((PLAIN, passes) in records[n] for n in here):
+            row["over_plain"] = vlscore.paired_difference(hit, look_at(PLAIN, passes)[0])
         if asks[0].side is not None:
             row["peak_on_side"] = vlscore.share_with_interval(
-                np.array([records[n][key]["on_side"] for n in here])
+                np.array([records[n][method, passes]["on_side"] for n in here])
             )
         rows.append(row)
     return rows

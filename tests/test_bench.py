@@ -157,3 +157,25 @@ def test_readme_repeats_the_committed_run(committed):
         (line,) = re.findall(rf"^\| `?{name}`?[^|]*\| \d+ s \|.*$", text, re.MULTILINE)
         for figure in (f"{library:.0f} s", f"{library / exact:.1f}×", f"{library / fast:.0f}×"):
             assert figure in line, (figure, line)
+
+
+def test_the_results_page_repeats_the_waiting_times():
+    stored = json.loads((ROOT / "data" / "bench_commands.json").read_text())
+    text = (ROOT / "book" / "results.md").read_text()
+    refined, waiting = (
+        text[text.index(f":name: {name}") :] for name in ("results-refined-time", "results-waiting")
+    )
+    names = re.findall(r"[*-] - (.+)", refined.split(":::")[0].replace("  - ", "- - "))
+    found = dict(zip(names[:6], names[6:]))
+    for name, shown in found.items():
+        key = {"ConvNeXt-B (open_clip)": "open_clip:convnext_base"}.get(name, name.strip("`"))
+        assert shown == f"{stored[f'encode, keep=64, {key}']['refined over plain']:.2f}"
+    assert len(found) == 6
+    shown = [
+        float(each) for each in re.findall(r"^  - ([\d.]+) (?:s|photos/s)$", waiting.split(":::")[0], re.M)
+    ]
+    times = stored["localize --keep 64"]
+    expected = [times[f"{key} (s)"] for key in ("help", "first", "second", "busy")]
+    expected += [stored["classes"][f"{key} (s)"] for key in ("together", "one by one")]
+    expected += stored["data sets"].values()
+    assert shown == pytest.approx(expected, abs=0.051)

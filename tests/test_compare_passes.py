@@ -76,7 +76,19 @@ def test_a_row_compares_with_the_same_method_without_a_pass():
     assert eight["gain"]["value"] == 0.5
     assert eight["peak_gain"]["value"] == 0.75
     assert zero["gain"]["value"] == 0
+    assert zero["over_most_passes"]["value"] == -0.5
+    assert eight["over_most_passes"]["value"] == 0
     assert "peak_on_side" not in eight
+    assert "over_plain" not in eight
+
+
+def test_refined_is_compared_with_plain_on_the_same_images():
+    miss, hit = judged([0.1] * A, [0] * A, False), judged([0.9] * A, [1] * A, True)
+    asks = [study_sets.Ask(None, ("a",), ((0, 0, 1, 1),), (9, 9), 0)] * 4
+    keys = [(method, 0) for method in (passes.PLAIN, passes.REFINED)]
+    records = [dict(zip(keys, (hit if n == 0 else miss, miss if n == 0 else hit))) for n in range(4)]
+    *_, refined = passes.table("scenes-rn", asks, records)
+    assert refined["over_plain"]["value"] == 0.5
 
 
 def test_a_text_that_beats_nothing_finds_nothing(rn, chelsea):
@@ -109,6 +121,12 @@ def test_the_stored_rows_agree_with_one_another(model, found):
             base = {passes.MEAN: passes.PLAIN, passes.TEXTLESS: passes.REFINED}.get(method, method)
             gain = row["gt_known"]["value"] - rows[base, 0]["gt_known"]["value"]
             assert row["gain"]["value"] == pytest.approx(gain, abs=2e-6)
+            most = max(n for each, n in expected if each == method)
+            below = row["gt_known"]["value"] - rows[method, most]["gt_known"]["value"]
+            assert row["over_most_passes"]["value"] == pytest.approx(below, abs=2e-6)
+            if method == passes.REFINED:
+                above = row["gt_known"]["value"] - rows[passes.PLAIN, count]["gt_known"]["value"]
+                assert row["over_plain"]["value"] == pytest.approx(above, abs=2e-6)
 
 
 def test_the_pages_have_the_stored_figures_of_the_unseen_photos():
@@ -117,3 +135,24 @@ def test_the_pages_have_the_stored_figures_of_the_unseen_photos():
     plain, refined = at[passes.PLAIN]["value"], at[passes.REFINED]
     shown = "{:.1f}** ({:.1f}–{:.1f})".format(*(100 * refined[key] for key in ("value", "low", "high")))
     assert f"{100 * plain:.1f} | **{shown}" in (passes.OUT.parents[1] / "README.md").read_text()
+
+
+def test_the_chapter_repeats_the_differences_of_eight_and_128_passes():
+    chapter = (passes.OUT.parents[1] / "notebooks" / "06_what_the_masks_add.ipynb").read_text()
+    stored = json.loads(passes.OUT.read_text())
+    for name in ("lite0-minilm", "scenes-rn"):
+        for found in stored[name].values():
+            (row,) = [row for row in found["rows"] if (row["method"], row["passes"]) == (passes.REFINED, 8)]
+            value, *ends = (100 * row["over_most_passes"][key] for key in ("value", "low", "high"))
+            assert ends[0] >= -6.05  # as the chapter says
+            shown = f"{value:+.1f} ({ends[0]:+.1f} to {ends[1]:+.1f}) |".replace("-", "−")
+            assert shown in chapter
+    (refined,) = [
+        row
+        for row in stored["lite0-minilm"]["raccoon"]["rows"]
+        if (row["method"], row["passes"]) == (passes.REFINED, 128)
+    ]
+    shown = "{:.1f} points ({:.1f} to {:.1f}, p = {:.3f})".format(
+        *(100 * refined["over_plain"][key] for key in ("value", "low", "high")), refined["over_plain"]["p"]
+    )
+    assert shown in (passes.OUT.parents[1] / "book" / "results.md").read_text()

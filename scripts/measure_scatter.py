@@ -1,0 +1,207 @@
+"""Measure how many objects a map shows, and whether maps without negative values localize better: chapter 02.
+
+    python scripts/measure_scatter.py              # a quarter of an hour on two cores
+
+Scatter, on scenes of three objects: what a mask shows by more than half, of the maps and of their positive
+part; and what its brightest tenth shows, a window of the same area for every source of maps.
+Localization, on the scenes of `measure_scenes.py`: plain VL-Score with the maps of a ViT's last block, and
+with their positive part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import measure_scenes
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import vlscore
+from vlscore import scenes
+from vlscore_lib.masks import embed_masked
+
+OUT = Path(__file__).parents[1] / "data" / "scatter.json"
+SCENES = (100, 41, 3)  # number, seed, objects in each
+MAPS = 30  # of each source, as `select_maps` chooses them
+SIDE = 100  # of the enlarged masks, in pixels
+WINDOW = 0.1  # share of the image that a window of equal area covers
+SHOWN = 0.25  # share of an object's box that must be in a window
+SOURCES = {  # model, layer, maps
+    "CNN, layer3": ("rn", "layer3", "activation"),
+    "CNN, layer4": ("rn", "layer4", "activation"),
+    **{
+        f"ViT, block {n}, {maps}": ("vit", n, maps)
+        for n in "03"
+        for maps in ("activation", "query", "key", "value")
+    },
+}
+LOCALIZED = ("activation", "query")  # sources of the last block whose positive part localizes too
+LOCALIZED_SCENES = {"tune": 80, "test": 200}  # the first of the sets of `measure_scenes.py`
+
+
+def window_of_equal_area(masks: torch.Tensor, share: float) -> torch.Tensor:
+    """The brightest part of each mask (C, S, S), of a given share of its area: weights in [0, 1].
+
+    Where the limit falls among equal values, each of them counts by the same fraction.
+    """
+    flat = masks.flatten(1)
+    count = share * flat.shape[1]
+    limit = flat.sort(1, descending=True).values[:, int(count) - 1 : int(count)]
+    above, equal = (flat > limit).float(), (flat == limit).float()
+    rest = (count - above.sum(1, keepdim=True)) / equal.sum(1, keepdim=True)
+    return (above + rest * equal).unflatten(1, masks.shape[1:])
+
+
+def count_objects(windows: torch.Tensor, boxes, size) -> tuple[float, float, float]:
+    """What windows (C, S, S) show.
+
+    Returns:
+        Means over the windows: of the share of the image, of the number of objects with enough of their box
+        inside, see `SHOWN`, and of the largest share of a window that lies in one object's box.
+    """
+    scale = windows.shape[-1] / torch.tensor([*size, *size])
+    inside = [(torch.tensor(box) * scale).round().int().tolist() for box in boxes]
+    parts = torch.stack([windows[:, y0:y1, x0:x1].sum((1, 2)) for x0, y0, x1, y1 in inside])  # (n, C)
+    areas = torch.tensor([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in inside])[:, None]
+    whole = windows.sum((1, 2)).clamp_min(1e-9)
+    share = windows.mean().item()
+    return share, (parts / areas > SHOWN).sum(0).float().mean().item(), (parts / whole).amax(0).mean().item()
+
+
+def measure_scene(source: str, photo: vlscore.AnnotatedPhoto) -> dict[str, tuple[float, float, float]]:
+    """What the maps of a source show of a scene, by the kind of window."""
+    kind, layer, maps = SOURCES[source]
+    model, _ = measure_scenes.load(kind)
+    found = model.feature_maps(model.preprocess(photo.path)[None], layer, maps)[0]
+    found = found[vlscore.select_maps(found, MAPS)]
+    masks = vlscore.make_masks(found, SIDE)
+    windows = {
+        "above half": (masks > 0.5).float(),
+        "above half, positive part": (vlscore.make_masks(found.relu(), SIDE) > 0.5).float(),
+        "brightest tenth": window_of_equal_area(masks, WINDOW),
+    }
+    return {
+        name: count_objects(each, [box for _, box in photo.objects], photo.size)
+        for name, each in windows.items()
+    }
+
+
+def encode_positive(maps: str, photo: vlscore.AnnotatedPhoto) -> vlscore.Encoding:
+    """Encode a scene by the positive part of the maps of a ViT's last block."""
+    model, _ = measure_scenes.load("vit")
+    encoding = vlscore.encode(model, photo.path, maps=maps, keep=1)
+    pixels, positive = model.preprocess(photo.path)[None], encoding.maps.relu()
+    every = torch.arange(len(positive))
+    encoder = vlscore.fast_encoder(model)
+    found = embed_masked(encoder, pixels, positive[None], [every], encoding.base_embedding, 16)[0]
+    return replace(encoding, maps=positive, mask_embeddings=found, indices=every)
+
+
+def measure_boxes(maps: str, is_positive: bool, photo: vlscore.AnnotatedPhoto) -> np.ndarray:
+    """The box IoU (T, A) of a scene's label at each temperature and threshold."""
+    if is_positive:
+        encoding = encode_positive(maps, photo)
+    else:
+        encoding = measure_scenes.encode("vit", (None, maps, None), photo)
+    text = measure_scenes.load("vit")[1][photo.label]
+    heats = [vlscore.saliency(encoding, text, tau) for tau in measure_scenes.TEMPERATURES]
+    found = [vlscore.sweep_boxes(heat, encoding, measure_scenes.THRESHOLDS) for heat in heats]
+    return np.array([[vlscore.box_iou(boxes, photo.boxes) for boxes in each] for each in found])
+
+
+def summarize(values: np.ndarray) -> dict[str, float]:
+    """The mean of a figure (n,) over the scenes, with its bootstrapped 95 % interval."""
+    return vlscore.paired_difference(values, np.zeros_like(values))
+
+
+def describe(source: str, rows: dict[str, np.ndarray], twin: dict[str, np.ndarray]) -> dict:
+    """A source's figures for each kind of window, and how many more objects it shows than the CNN's layer3.
+
+    Args:
+        rows: kind of window -> (n, 3), see `count_objects`.
+        twin: the same of the CNN's layer with as many cells.
+    """
+    row = {"source": source}
+    for window, values in rows.items():
+        area, objects, focus = values.T
+        row[window] = {
+            "area": summarize(area),
+            "objects": summarize(objects),
+            "on one object": summarize(focus),
+        }
+        row[window]["more objects than the CNN"] = vlscore.paired_difference(objects, twin[window][:, 1])
+        row[window]["more on one object than the CNN"] = vlscore.paired_difference(focus, twin[window][:, 2])
+    return row
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser("measure_scatter.py", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--work", type=Path, default=Path("_work"), help="folder for the scenes (default: _work)"
+    )
+    options = parser.parse_args(argv)
+    count, seed, objects = SCENES
+    folder = options.work / f"scenes-{seed}-{objects}"
+    try:
+        if not folder.exists():
+            scenes.write_scenes(folder, count, seed, (224, 224), objects)
+        photos = vlscore.read_dataset(folder).photos
+        sets = [measure_scenes.draw_set(options.work, name)[:n] for name, n in LOCALIZED_SCENES.items()]
+        with ProcessPoolExecutor() as pool:
+
+            def over(function, photos, said):
+                return list(tqdm(pool.map(function, photos, chunksize=4), said, len(photos)))
+
+            found = {}
+            for source in SOURCES:
+                every = over(partial(measure_scene, source), photos, source)
+                found[source] = {window: np.array([each[window] for each in every]) for window in every[0]}
+            boxes = {
+                (maps, part): [
+                    over(partial(measure_boxes, maps, part), each, f"{maps}, {part}") for each in sets
+                ]
+                for maps in LOCALIZED
+                for part in (False, True)
+            }
+    except vlscore.VLScoreError as error:
+        print(f"measure_scatter.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("measure_scatter.py: stopped", file=sys.stderr)
+        return 130
+    twin = found["CNN, layer3"]
+    hits = {key: choose_and_measure(*each) for key, each in boxes.items()}
+    result = {
+        "scenes": count,
+        "scatter": [describe(source, rows, twin) for source, rows in found.items()],
+        "localization": [
+            {
+                "maps": maps,
+                "as they are": vlscore.share_with_interval(hits[maps, False]),
+                "positive part": vlscore.share_with_interval(hits[maps, True]),
+                "difference": vlscore.paired_difference(hits[maps, True], hits[maps, False]),
+            }
+            for maps in LOCALIZED
+        ],
+    }
+    vlscore.write_whole(OUT, (json.dumps(result, indent=1) + "\n").encode())
+    return 0
+
+
+def choose_and_measure(tuned, tested) -> np.ndarray:
+    """Whether a box is right in each test scene, at the τ and α that hit most of the tuning scenes: (n,)."""
+    shares = np.mean(np.array(tuned) > 0.5, 0)
+    tau, alpha = np.unravel_index(shares.argmax(), shares.shape)
+    return np.array(tested)[:, tau, alpha] > 0.5
+
+
+if __name__ == "__main__":
+    sys.exit(main())

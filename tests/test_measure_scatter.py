@@ -1,0 +1,64 @@
+"""The study of scatter: windows of equal area, and objects in them by hand."""
+
+import measure_scatter as study
+import numpy as np
+import pytest
+import torch
+
+import vlscore
+
+
+def test_a_window_of_equal_area_is_the_brightest_part():
+    masks = torch.tensor(
+        [[[4.0, 3, 2, 1], [0, 0, 0, 0]], [[1.0, 1, 1, 1], [0, 0, 0, 0]], [[7.0] * 4, [7.0] * 4]]
+    )
+    ramp, plateau, flat = study.window_of_equal_area(masks, 0.25)
+    assert ramp.tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
+    assert plateau.tolist() == [[0.5] * 4, [0] * 4]  # equal values share the area
+    assert flat.unique().tolist() == [0.25]
+
+
+def test_every_window_has_the_area_that_was_asked_for():
+    masks = torch.rand(5, 20, 20, generator=torch.Generator().manual_seed(0)).relu().round(decimals=1)
+    assert study.window_of_equal_area(masks, 0.1).mean((1, 2)).tolist() == pytest.approx([0.1] * 5)
+
+
+def test_objects_in_windows_are_counted_by_hand():
+    windows = torch.zeros(2, 10, 10)
+    windows[0, :5, :5] = 1  # all of the first object, and a quarter of the image
+    windows[1, 3:5, 3:7] = 1  # 4 of the first's 25 cells, and as many of the second's 10
+    boxes = [(0, 0, 50, 50), (50, 30, 100, 50)]
+    area, objects, focus = study.count_objects(windows, boxes, (100, 100))
+    assert area == pytest.approx((0.25 + 0.08) / 2)
+    assert objects == (1 + 1) / 2  # 4 of 25 are too few, 4 of 10 are enough
+    assert focus == (1 + 0.5) / 2
+
+
+def test_the_positive_part_is_encoded_as_maps_of_its_own(drawn):
+    photo = vlscore.read_dataset(drawn).photos[0]
+    threads = torch.get_num_threads()
+    encoding = study.encode_positive("query", photo)
+    torch.set_num_threads(threads)  # a process of the studies takes one core
+    model = vlscore.load_model("scenes-vit", "cpu")
+    raw = vlscore.encode(model, photo.path, maps="query", keep=1)
+    assert torch.equal(encoding.maps, raw.maps.relu())
+    pixels = model.preprocess(photo.path)
+    masked = pixels * vlscore.make_masks(encoding.maps[:3], model.input_size)[:, None]
+    expected = model.encode_image(masked)
+    torch.testing.assert_close(encoding.mask_embeddings[:3], expected, atol=1e-5, rtol=0)
+
+
+def test_what_the_tuning_scenes_choose_is_measured_on_the_others():
+    tuned, tested = np.zeros((4, 2, 3)), np.zeros((3, 2, 3))
+    tuned[:3, 1, 2], tuned[:2, 0, 0] = 0.8, 0.8
+    tested[0, 1, 2], tested[:, 0, 0] = 0.8, 0.8
+    assert study.choose_and_measure(list(tuned), list(tested)).tolist() == [True, False, False]
+
+
+def test_a_source_is_compared_with_the_cnn_scene_by_scene():
+    rows = {"above half": np.array([[0.1, 1.0, 0.5], [0.1, 3.0, 0.7]])}
+    twin = {"above half": np.array([[0.2, 1.0, 0.5], [0.2, 1.0, 0.1]])}
+    found = study.describe("ViT", rows, twin)["above half"]
+    assert found["objects"]["value"] == 2
+    assert found["more objects than the CNN"]["value"] == 1
+    assert found["more on one object than the CNN"]["value"] == pytest.approx(0.3)
