@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 import vlscore
 from vlscore import scenes
-from vlscore_lib.masks import embed_masked
 
 OUT = Path(__file__).parents[1] / "data" / "scatter.json"
 SCENES = (100, 41, 3)  # number, seed, objects in each
@@ -97,11 +96,11 @@ def encode_positive(maps: str, photo: vlscore.AnnotatedPhoto) -> vlscore.Encodin
     """Encode a scene by the positive part of the maps of a ViT's last block."""
     model, _ = measure_scenes.load("vit")
     encoding = vlscore.encode(model, photo.path, maps=maps, keep=1)
-    pixels, positive = model.preprocess(photo.path)[None], encoding.maps.relu()
-    every = torch.arange(len(positive))
-    encoder = vlscore.fast_encoder(model)
-    found = embed_masked(encoder, pixels, positive[None], [every], encoding.base_embedding, 16)[0]
-    return replace(encoding, maps=positive, mask_embeddings=found, indices=every)
+    pixels, positive = model.preprocess(photo.path), encoding.maps.relu()
+    encoder, found = vlscore.fast_encoder(model), encoding.base_embedding.repeat(len(positive), 1)
+    for batch in vlscore.varies(positive).nonzero()[:, 0].split(16):  # a constant map shows nothing
+        found[batch] = encoder(pixels.expand(len(batch), -1, -1, -1), positive[batch])
+    return replace(encoding, maps=positive, mask_embeddings=found, indices=torch.arange(len(positive)))
 
 
 def measure_boxes(maps: str, is_positive: bool, photo: vlscore.AnnotatedPhoto) -> np.ndarray:
