@@ -62,6 +62,24 @@ def test_idle_threads_wait_passively_unless_the_user_chose(chosen, expected):
     assert f"policy {expected}" in start("models", **chosen)[1]
 
 
+def test_a_program_ends_with_the_code_of_main_and_one_line():
+    command = [
+        sys.executable,
+        "-m",
+        "vlscore_cli",
+        "localize",
+        "no-such.jpg",
+        "a cat",
+        "--model",
+        "scenes-rn",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("vlscore: no-such.jpg does not exist")
+
+
 # ── Flags ────────────────────────────────────────────────────────────────────────────────────────
 
 FLAGS = {
