@@ -146,6 +146,13 @@ class OfOneSize(torch.nn.Module):
         return (pixels if pixels.shape[-1] > 32 else 2 * pixels,)
 
 
+def test_compiling_draws_no_random_number(checkpoints, monkeypatch, tmp_path):
+    monkeypatch.setenv("VLSCORE_CACHE", str(tmp_path))
+    model, before = vlscore.load_model(str(checkpoints["rn"]), "cpu"), torch.get_rng_state()
+    fast_encoder.compiled_encoder(model, "float32")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_graph_that_computes_something_else_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setenv("VLSCORE_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="computes something else"):

@@ -103,23 +103,26 @@ def compile_cached(module: torch.nn.Module, size: int, shape: list[int], options
     graph = convert(module, size)
     graph.reshape(shape)
     compiled = core.compile_model(graph, "CPU", options)
-    check_compiled(compiled, module, torch.rand(1, 3, *[2 * size if shape[-1] == -1 else size] * 2))
+    check_compiled(compiled, module, 2 * size if shape[-1] == -1 else size, options)
     compiled.export_model(content := BytesIO())
     write_cached(name, content.getvalue())
     return compiled
 
 
 @torch.inference_mode()
-def check_compiled(compiled, module: torch.nn.Module, pixels: torch.Tensor) -> None:
+def check_compiled(compiled, module: torch.nn.Module, size: int, options: dict[str, str]) -> None:
     """Compare what was compiled with the module itself: a tracer may have kept a size or skipped a branch.
 
     Raises:
         ValueError: it computes something else.
     """
+    pixels = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    # In bfloat16 a deep network may differ by a tenth; another function differs by more than a half.
+    limit = 0.5 if options["INFERENCE_PRECISION_HINT"] == "bf16" else 0.05
     wanted = module(pixels)
     wanted = wanted if isinstance(wanted, tuple) else (wanted,)
     for ours, theirs in zip(wanted, compiled([pixels.numpy()]).to_tuple(), strict=True):
-        if ours.shape != theirs.shape or (ours - torch.from_numpy(theirs)).norm() > 0.1 * ours.norm():
+        if ours.shape != theirs.shape or (ours - torch.from_numpy(theirs)).norm() > limit * ours.norm():
             raise ValueError("the compiled graph computes something else")
 
 
