@@ -1,0 +1,133 @@
+"""Measure how evenly `p_absent` treats words, and whether photos without labels help: data/presence.json.
+
+    python scripts/measure_presence.py ROOT       # from the encodings of `study_sets.py`, a few minutes
+
+Each photo is asked for 50 words that it does not show, as far as its class tells, and for its class.  A
+word's fit may be high on every photo.  Calibration subtracts the mean of a text's fits over the hand-boxed
+photos, and may divide by a power of their standard deviation; it uses no label.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import study_sets
+import torch
+from tqdm import tqdm
+
+import vlscore
+
+OUT = Path(__file__).parents[1] / "data" / "presence.json"
+MODEL = "lite0-minilm"
+EVERY = 3  # of ImageNet's photos, one in so many is asked
+KEEP = 64  # masks of the photos that calibrate
+ABSENT = 0.05  # above it, `localize` calls a text absent
+POWERS = {
+    "not calibrated": None,
+    "mean": 0.0,
+    "mean and root of the deviation": 0.5,
+    "mean and deviation": 1.0,
+}
+# fmt: off
+WORDS = [
+    "candle", "snow", "volcano", "zebra", "piano", "violin", "umbrella", "airplane", "bicycle", "guitar",
+    "lamp", "clock", "shoe", "banana", "pizza", "castle", "bridge", "waterfall", "mushroom", "spider",
+    "shark", "whale", "penguin", "owl", "tiger", "elephant", "tractor", "bus", "train", "balloon",
+    "sunglasses", "hat", "keyboard", "microscope", "telescope", "anchor", "fountain", "tent", "ladder",
+    "bell", "drumstick", "desk", "sofa", "pillow", "bottle", "vase", "book", "pencil", "beach", "mountain",
+]
+# fmt: on
+
+
+def find_fits(encoding: vlscore.Encoding, texts: torch.Tensor) -> np.ndarray:
+    """The fit of each text (N, D) to an image, see `vlscore.p_absent`: (N,)."""
+    encoded = encoding.mask_embeddings[encoding.indices]
+    return ((encoded @ texts.T).amax(0) + encoding.image_embedding @ texts.T).double().numpy()
+
+
+def calibrate(fits: np.ndarray, reference: np.ndarray, power: float | None) -> np.ndarray:
+    """Calibrate fits (n, N) by those of the same texts on other photos (m, N); None leaves them alone."""
+    if power is None:
+        return fits
+    return (fits - reference.mean(0)) / reference.std(0, ddof=1) ** power
+
+
+def find_ranks(fits: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """p of each text in each photo, (n, M), by its fit (n, M) among those of other texts (n, N)."""
+    better = others[:, None] > fits[..., None] + 1e-6
+    return (1 + better.sum(-1)) / (1 + others.shape[1])
+
+
+def describe(name: str, absent: np.ndarray, is_absent: np.ndarray, shown: np.ndarray) -> dict:
+    """A row: how many absent texts pass, on average and word by word, and how many shown classes do not.
+
+    Args:
+        absent: p of each word in each photo, (n, M).
+        is_absent: whether the photo's class is another one, (n, M) of bool.
+        shown: p of each photo's class, (n,).
+    """
+    passed = np.where(is_absent, absent <= ABSENT, np.nan)
+    by_word = np.nanmean(passed, axis=0)
+    worst = int(by_word.argmax())
+    return {
+        "calibration": name,
+        "passed": vlscore.rounded(np.nanmean(passed)),
+        "deviation over words": vlscore.rounded(by_word.std(ddof=1)),
+        "worst word": {"word": WORDS[worst], "passed": vlscore.rounded(by_word[worst])},
+        "missed": vlscore.share_with_interval(shown > ABSENT),
+    }
+
+
+@torch.inference_mode()
+def measure(root) -> list[dict]:
+    """The rows of all calibrations."""
+    model = study_sets.load(MODEL)
+    asks = study_sets.photo_asks(root, ("imagenet",))["imagenet"][::EVERY]
+    others = vlscore.embed_other_words(model)
+    words = model.encode_text([vlscore.TEMPLATE.format(word) for word in WORDS]).cpu()
+    labels = torch.stack([study_sets.embed_class(MODEL, ask.names) for ask in asks])
+    texts = vlscore.unit(torch.cat([others, words, labels]))
+    photos = vlscore.hand_boxed_photos(OUT.parent / "photos").values()
+    reference = np.stack(
+        [
+            find_fits(vlscore.encode(model, each.path, keep=KEEP), texts)
+            for each in tqdm(photos, "calibration")
+        ]
+    )
+    options = vlscore.EncodingOptions(keep=study_sets.KEEP, refined=True)
+    fits = np.stack(
+        [find_fits(study_sets.read(MODEL, ask.path, options), texts) for ask in tqdm(asks, "ImageNet")]
+    )
+    is_absent = np.array([[all(word not in name for name in ask.names) for word in WORDS] for ask in asks])
+    rows, own = [], np.arange(len(asks))
+    for name, power in POWERS.items():
+        found = calibrate(fits, reference, power)
+        among, absent, classes = np.split(found, [len(others), len(others) + len(WORDS)], axis=1)
+        shown = find_ranks(classes[own, own][:, None], among)[:, 0]
+        rows.append(describe(name, find_ranks(absent, among), is_absent, shown))
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser("measure_presence.py", description=__doc__.splitlines()[0])
+    parser.add_argument("root", help="the folder of the sets of photos")
+    options = parser.parse_args(argv)
+    try:
+        rows = measure(options.root)
+    except vlscore.VLScoreError as error:
+        print(f"measure_presence.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("measure_presence.py: stopped", file=sys.stderr)
+        return 130
+    vlscore.write_whole(OUT, (json.dumps(rows, indent=1) + "\n").encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
