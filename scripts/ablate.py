@@ -58,7 +58,7 @@ def find_heats(model, photo, text) -> list[tuple]:
     spread = torch.einsum("k,khw->hw", vlscore.weights(plain, text, tau), regions / regions.sum((1, 2), True))
     return [
         *heats,
-        ("clusters of keys at 2 S", vlscore.saliency(plain, text, tau), plain),
+        ("clusters of keys at 3 S", vlscore.saliency(plain, text, tau), plain),
         ("clusters, spread over area", spread, plain),
         ("diffused over middle block", vlscore.diffuse(spread, refined.features), plain),
         ("split into instances", vlscore.saliency(refined, text, tau), refined),

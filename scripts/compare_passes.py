@@ -57,13 +57,22 @@ def without_passes(model, plain, refined, text) -> dict[str, tuple]:
     return found | {REFINED: (named, refined), TEXTLESS: (seen, refined)}
 
 
+def least_for_all(count: int) -> float:
+    """The smallest of `KEEPS` that encodes all of so many maps; more would be the same."""
+    return min((keep for keep in KEEPS if keep >= count), default=float("inf"))
+
+
 def find_heats(model, plain, refined, text, passes: int | None) -> dict[str, tuple]:
     """The heat map of each method at a number of masked passes, None for all; none where maps are fewer."""
     pairs = {REFINED: refined}
     if model.is_vit:
         pairs[PLAIN] = plain
     if passes is not None:
-        pairs = {name: with_passes(each, passes) for name, each in pairs.items() if passes < len(each.maps)}
+        pairs = {
+            name: with_passes(each, passes)
+            for name, each in pairs.items()
+            if passes <= least_for_all(len(each.maps))
+        }
     if not model.is_vit and pairs:
         pairs[PLAIN] = pairs[REFINED].without_refinement()
     return {

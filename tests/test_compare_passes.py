@@ -30,6 +30,11 @@ def test_fewer_passes_are_those_of_the_module(rn, chelsea, keep):
     torch.testing.assert_close(found.mask_embeddings, wanted.mask_embeddings, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("count", "least"), [(62, 64), (64, 64), (128, 128), (512, float("inf"))])
+def test_the_curve_ends_where_all_maps_are_encoded(count, least):
+    assert passes.least_for_all(count) == least
+
+
 @pytest.mark.parametrize("name", ["scenes-rn", "scenes-vit"])
 def test_without_a_masked_pass_nothing_depends_on_mask_embeddings(name, drawn):
     model = vlscore.load_model(name, "cpu")
@@ -110,7 +115,7 @@ def test_the_stored_rows_agree_with_one_another(model, found):
     rows = {(row["method"], row["passes"]): row for row in found["rows"]}
     counts = [0, *passes.KEEPS]
     if model == "scenes-vit":
-        expected = {(passes.PLAIN, n) for n in counts if n <= 64} | {(passes.REFINED, n) for n in (0, 8, 16)}
+        expected = {(passes.PLAIN, n) for n in counts} | {(passes.REFINED, n) for n in counts if n <= 64}
     else:
         expected = {(method, n) for method in (passes.PLAIN, passes.REFINED) for n in counts}
     expected |= {(passes.MEAN, 0), (passes.TEXTLESS, 0)}

@@ -76,10 +76,30 @@ def test_several_layers_are_read_in_one_pass(rn):
 
 
 @pytest.mark.parametrize("name", ["rn", "vit", "lite0"])
+def test_no_layer_runs_after_the_last_one_that_is_read(request, name):
+    model = request.getfixturevalue(name)
+    first, *_, last = model.layer_modules()
+    ran, modules = [], model.layer_modules()
+    handles = [
+        modules[layer].register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+        for layer in (first, last)
+    ]
+    pixels = torch.zeros(1, 3, model.input_size, model.input_size)
+    found = model.read_layers(pixels, [(first, "activation")])[0]
+    assert ran == [first]
+    assert torch.equal(found, model.read_layers(pixels, [(last, "activation"), (first, "activation")])[1])
+    assert ran[1:] == [first, last]
+    for handle in handles:
+        handle.remove()
+    assert not any(module._forward_hooks for module in modules.values())
+    assert model.encode_image(pixels).isfinite().all()  # a pass without a reader goes to the end
+
+
+@pytest.mark.parametrize("name", ["rn", "vit", "lite0"])
 def test_scales_are_the_image_read_at_larger_sizes(request, name, chelsea):
     model = request.getfixturevalue(name)
     scales, features = vlscore.read_scales(model, chelsea, FLOAT32)
-    sizes = {"rn": (96, 256, 384), "vit": (128,), "lite0": (224, 576, 896)}[name]  # whole cells of 32, or 16
+    sizes = {"rn": (96, 256, 384), "vit": (192,), "lite0": (224, 576, 896)}[name]  # whole cells of 32, or 16
     assert len(scales) == len(sizes)
     for scale, side in zip(scales, sizes):
         pixels = model.preprocess(chelsea, size=side)[None]
@@ -94,7 +114,7 @@ def test_scales_are_the_image_read_at_larger_sizes(request, name, chelsea):
     torch.testing.assert_close(features, wanted.cpu(), atol=1e-4, rtol=0)
 
 
-def test_fine_features_are_pooled_above_forty_cells(rn, chelsea, monkeypatch):
+def test_fine_features_are_pooled_above_forty_eight_cells(rn, chelsea, monkeypatch):
     wanted = vlscore.read_scales(rn, chelsea, FLOAT32)[1]
     monkeypatch.setattr(refinement, "FINEST", 20)
     found = vlscore.read_scales(rn, chelsea, FLOAT32)[1]
@@ -115,12 +135,12 @@ def test_clusters_are_the_nodes_of_ward_s_tree():
     found = {tuple(each.flatten().int().tolist()) for each in vlscore.cluster_maps(features)}
     points = F.normalize(features, dim=0).flatten(1).T.double().numpy()
     wanted = set()
-    for count in range(2, refinement.REGIONS + 1):
+    for count in range(2, refinement.LEAVES + 1):
         ward = AgglomerativeClustering(count, connectivity=grid_to_graph(7, 7))
         labels = ward.fit_predict(points)
         wanted |= {tuple((labels == n).astype(int)) for n in range(count)}
     assert found == wanted
-    assert len(found) == 2 * refinement.REGIONS - 2
+    assert len(found) == 2 * refinement.LEAVES - 2
 
 
 def test_clusters_find_a_square_of_other_features():
@@ -393,7 +413,7 @@ def test_refined_boxes_fit_drawn_scenes_better(name, drawn):
     for photo in dataset.photos:
         text = vlscore.class_embedding(model, dataset.classes[photo.label])
         for way in ious:
-            encoding = vlscore.encode(model, photo.path, precision="float32", refined=way)
+            encoding = vlscore.encode(model, photo.path, keep=64, precision="float32", refined=way)
             heat = vlscore.saliency(encoding, text, encoding.temperature)
             ious[way].append(vlscore.box_iou(vlscore.find_boxes(heat, encoding), photo.boxes))
     assert np.mean(ious[True]) > np.mean(ious[False]) + 0.05

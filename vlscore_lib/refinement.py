@@ -10,22 +10,23 @@ import torch.nn.functional as F
 
 from vlscore_lib.encoding import Scale
 
-REGIONS = 16  # leaves of the tree of clusters
+LEAVES = 32  # of the tree of clusters
 SHARPNESS = 8.0  # β of the affinity of a ViT's cells
-FINEST = 40  # largest number of cells on a side of the features; finer ones are pooled
+FINEST = 48  # largest number of cells on a side of the features; finer ones are pooled
 MARGIN = 1 / 12  # of the image's side that is near the border
 SMOOTHING = 28  # details smaller than S divided by this are not instances
 
 
-def cluster_maps(features: torch.Tensor) -> torch.Tensor:
-    """Cluster similar neighbouring cells into regions: maps of 0 and 1, (30, h, w).
+def cluster_maps(features: torch.Tensor, leaves: int = LEAVES) -> torch.Tensor:
+    """Cluster similar neighbouring cells into regions: maps of 0 and 1, (2·leaves - 2, h, w).
 
     Ward's criterion (1963) merges neighbouring cells by their unit features into a tree.  The regions are the
-    tree's 30 nodes from the two halves of the image down to 16 leaves.  An object, or a part of it, may be a
+    tree's nodes from the two halves of the image down to the leaves.  An object, or a part of it, may be a
     region of any size.
 
     Args:
         features: (F, h, w).
+        leaves: how many regions the image is cut into at the end.
     """
     from scipy.sparse import csr_matrix
     from sklearn.cluster import ward_tree
@@ -37,7 +38,7 @@ def cluster_maps(features: torch.Tensor) -> torch.Tensor:
     members = list(np.eye(h * w, dtype=np.float32))
     for first, second in children:
         members.append(members[first] + members[second])
-    top = children[::-1][: REGIONS - 1].ravel()
+    top = children[::-1][: leaves - 1].ravel()
     return torch.from_numpy(np.stack([members[node] for node in top])).unflatten(1, (h, w))
 
 
@@ -101,19 +102,19 @@ def locate_seed(
     return min_max(gather_evidence(scales, w, text_embedding, grid).prod(0) ** (1 / 3))
 
 
-def sharpen(likely: torch.Tensor, features: torch.Tensor, how: Sharpening = SHARPENING) -> torch.Tensor:
+def sharpen(seed: torch.Tensor, features: torch.Tensor, how: Sharpening = SHARPENING) -> torch.Tensor:
     """Fit a seed to the edges in the features: (h, w) in [0, 1].
 
     Each pass replaces the seed by its geometric mean with `discriminate`.
 
     Args:
-        likely: the seed (h, w) in [0, 1], see `locate_seed`.
+        seed: (h, w) in [0, 1], how likely each cell belongs to the object, see `locate_seed`.
         features: (F, h, w).
         how: the constants.
     """
     for _ in range(how.repeats):
-        likely = min_max((likely * discriminate(likely, features, how).clamp(0, 1)).sqrt())
-    return likely
+        seed = min_max((seed * discriminate(seed, features, how).clamp(0, 1)).sqrt())
+    return seed
 
 
 def diffuse(saliency: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -131,7 +132,7 @@ def diffuse(saliency: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     return (affinity @ upsample(saliency, features.shape[1:]).flatten()).unflatten(0, features.shape[1:])
 
 
-def discriminate(likely: torch.Tensor, features: torch.Tensor, how: Sharpening = SHARPENING) -> torch.Tensor:
+def discriminate(seed: torch.Tensor, features: torch.Tensor, how: Sharpening = SHARPENING) -> torch.Tensor:
     """Separate object from background by their features: (h, w), 1 at the object's mean and 0 at the
     background's.
 
@@ -140,13 +141,13 @@ def discriminate(likely: torch.Tensor, features: torch.Tensor, how: Sharpening =
     more as background, since objects are seldom there (Wei et al. 2012).
 
     Args:
-        likely: the seed (h, w) in [0, 1], see `locate_seed`.
+        seed: (h, w) in [0, 1], how likely each cell belongs to the object, see `locate_seed`.
         features: (F, h, w).
         how: the constants.
     """
     # In float64: the solution of the equations amplifies rounding.
-    f, likely = features.flatten(1).T.double(), likely.flatten().double()  # (h·w, F), (h·w,)
-    sides = (likely**how.confidence, (1 - likely) ** 2 * weigh_border(*features.shape[1:], how.border))
+    f, seed = features.flatten(1).T.double(), seed.flatten().double()  # (h·w, F), (h·w,)
+    sides = (seed**how.confidence, (1 - seed) ** 2 * weigh_border(*features.shape[1:], how.border))
     sides = [side / side.sum().clamp_min(1e-12) for side in sides]
     means = [side @ f for side in sides]
     # The mean covariance of both sides, by one product of matrices: E[f fᵀ] - μ μᵀ.
@@ -194,7 +195,8 @@ def min_max(x: torch.Tensor) -> torch.Tensor:
 def split_instances(heat: np.ndarray, prominence: float) -> tuple[np.ndarray, np.ndarray]:
     """Find the peaks of a heat map, and the basin around each.
 
-    A peak of the smoothed map rises at least ``prominence`` above the saddle to a higher peak.  The watershed
+    The map is smoothed by a Gaussian of 1/28 of its side.  A peak counts if it rises at least ``prominence``
+    above the saddle that joins it to a higher peak.  The watershed
     (Vincent and Soille 1991) assigns each pixel to a basin.  `find_boxes` cuts one box for each peak; it
     drops components without a peak, unless none has one.
 

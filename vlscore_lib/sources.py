@@ -15,7 +15,7 @@ from vlscore_lib.refinement import cluster_maps, unit_features
 
 SCALES = (1, 2.5, 4)  # sides of the copies that a CNN reads, in S, rounded up to whole cells
 FINE_SCALE = 2.5  # of the copy whose fine layer tells the object from the background
-VIT_SCALE = 2  # of the copy that a ViT reads
+VIT_SCALE = 3  # of the copy that a ViT reads
 
 
 class Source(NamedTuple):
@@ -53,8 +53,8 @@ def read_source(model: Model, image, pixels: torch.Tensor, options: EncodingOpti
 def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Scale, ...], torch.Tensor]:
     """Read an image at several sizes, because an object too small for one grid may fill cells of a finer one.
 
-    A CNN reads copies with sides of 1, 2.5 and 4 S.  A ViT reads one copy with a side of 2 S, and its maps
-    are clusters of its keys, see `cluster_maps`.
+    A CNN reads copies with sides of 1, 2.5 and 4 S.  A ViT reads one copy with a side of 3 S, and its
+    maps are clusters of its keys, see `cluster_maps`.  All sides are rounded up to whole cells.
 
     Args:
         model: from `load_model`.
@@ -63,7 +63,7 @@ def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Sc
 
     Returns:
         The scales, the plain size first for a CNN; and the features (F, h, w), unit vectors, of the model's
-        ``fine_layer`` at 2.5 S (CNN) or 2 S (ViT).
+        ``fine_layer`` at 2.5 S (CNN) or 3 S (ViT).
 
     Raises:
         VLScoreError: a layer or kind of maps was chosen for a ViT, or the CNN does not have it.

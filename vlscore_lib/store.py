@@ -20,7 +20,9 @@ from vlscore_lib.files import write_whole
 from vlscore_lib.images import Fit
 from vlscore_lib.models.base import Model
 from vlscore_lib.options import EncodingOptions
+from vlscore_lib.refinement import LEAVES
 from vlscore_lib.selection import predict_embeddings
+from vlscore_lib.sources import VIT_SCALE
 
 ENDING = ".encoding"
 LARGEST_HALF = 60_000.0  # half precision has no larger numbers
@@ -75,6 +77,8 @@ class EncodingStore:
             ) from None
         facts = asdict(options) | {"model": model.checksum(), "name": model.name}
         facts.pop("batch_size")  # it changes only the speed
+        if model.is_vit and options.refined:  # else encodings of other clusters would be read
+            facts["clusters"] = (VIT_SCALE, LEAVES)
         self.base = sha256(json.dumps(facts, sort_keys=True).encode()).digest()
 
     def file(self, content: bytes) -> Path:
@@ -101,7 +105,7 @@ class EncodingStore:
     def write(self, content: bytes, encoding: Encoding) -> Encoding:
         """Store an encoding, and return it as a later read will give it.
 
-        Rounding on disk then changes nothing between the first use and later ones.
+        The file is rounded, so use the returned encoding: the first result is then the same as later ones.
         """
         file = self.file(content)
         write_whole(file, pack(encoding, self.model))

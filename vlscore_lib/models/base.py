@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -89,8 +89,9 @@ def snap_crop(W: int, H: int, S: int) -> tuple[float, ...]:
 class Model:
     """An image encoder and a text encoder that share an embedding space.
 
-    `load_model` returns one.  To add a family of models, write a subclass with `layer_modules`,
-    `count_tokens`, `embed_texts` and, if the features are not yet in the joint space, `project`.
+    `load_model` returns one.  To add a family of models, write a subclass that defines `layer_modules`,
+    `count_tokens` and `embed_texts`, the attribute ``fine_layer`` and, if the features are not yet in the
+    joint space, `project`.  The shortest one in this project is ``vlscore_lib/models/align.py``.
 
     Args:
         name: the model's name.
@@ -110,8 +111,8 @@ class Model:
         defaults: the tuned values; the properties below return each of them.
         stride: side of a cell of the last layer, in pixels of the input.
         fine_layer: name of the layer whose features separate the object from the background in `refine`.
-        other_words: names of things that the model knows, to compare with in `p_absent`; None means COCO's 80
-            everyday things.
+        other_words: names of things that the model knows, to compare with in `p_absent`; None means the 80
+            everyday words, which are COCO's classes.
         context_length: the largest number of tokens in a prompt, start and end tokens included.
     """
 
@@ -266,8 +267,9 @@ class Model:
         Args:
             pixels: (B, 3, S, S).
             layer: one of ``layers``; None means the last one.
-            maps: ``"activation"`` for the layer's output; for a ViT also ``"attention"`` (from the class
-                token to the patches, one map for each head), ``"query"``, ``"key"`` and ``"value"``.
+            maps: ``"activation"`` for the layer's output; for a ViT also ``"attention"`` (one map for each
+                head: from the class token to the patches or, without a class token, the mean over all
+                patches), ``"query"``, ``"key"`` and ``"value"``.
             pca: the number n of principal components of query, key or value to take instead.  Each gives two
                 maps, one of either sign, since the sign of a component is arbitrary.
 
@@ -295,6 +297,7 @@ class Model:
         modules = [self.maps_module(layer, maps) for layer, maps in wanted]
         with ExitStack() as stack:
             seen = [stack.enter_context(tapped(module)) for module in modules]
+            stack.enter_context(stopping_after(modules))
             self.run_visual(pixels.to(self.device))
         return [
             self.tapped_maps(module, each, maps).float()
@@ -355,6 +358,30 @@ def tapped(module):
         yield seen
     finally:
         handle.remove()
+
+
+class AllRead(Exception):
+    """All modules that are to be read have run, see `stopping_after`."""
+
+
+@contextmanager
+def stopping_after(modules):
+    """End a forward pass in a ``with`` block once all modules have run, since no later layer is read.
+
+    Args:
+        modules: PyTorch modules, each of which the pass runs once.
+    """
+    waiting = set(modules)
+
+    def check(module, *_):
+        waiting.discard(module)
+        if not waiting:
+            raise AllRead
+
+    with ExitStack() as stack, suppress(AllRead):
+        for module in set(modules):
+            stack.callback(module.register_forward_hook(check).remove)
+        yield
 
 
 def check_components(n: int, most: int) -> None:

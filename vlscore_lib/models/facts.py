@@ -33,7 +33,7 @@ OFFLINE_DEFAULTS = Defaults(0.1, 0.35, 0.55)
 # seeds 31 to 34, with one to three objects.
 SCENES_MODELS = {
     "scenes-rn": Defaults(0.03, 0.65, 0.825, 0.05),
-    "scenes-vit": Defaults(0.05, 0.20, 0.6, 0.03),
+    "scenes-vit": Defaults(0.05, 0.20, 0.5, 0.02),
 }
 
 CLIP_NAMES = (
@@ -51,7 +51,7 @@ CLIP_NAMES = (
 CLIP_MEGABYTES = dict(zip(CLIP_NAMES, (256, 292, 421, 661, 1353, 354, 351, 933, 934)))
 # Not tuned here: τ is CLIP's own, 1 over its logit scale of 100; α is the best of the three that the report
 # ran (Table 2); for refined maps it is that of `lite0-minilm` on photos and of `scenes-vit`.
-CLIP_DEFAULTS = {"cnn": Defaults(0.01, 0.60, 0.55), "vit": Defaults(0.01, 0.55, 0.6)}
+CLIP_DEFAULTS = {"cnn": Defaults(0.01, 0.60, 0.55), "vit": Defaults(0.01, 0.55, 0.5)}
 
 # Prefixes of the names of other libraries' models.
 OPEN_CLIP, HUGGING_FACE = "open_clip:", "hf:"
