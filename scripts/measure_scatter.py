@@ -3,7 +3,9 @@
     python scripts/measure_scatter.py              # a quarter of an hour on two cores
 
 Scatter, on scenes of three objects: what a mask shows by more than half, of the maps and of their positive
-part; and what its brightest tenth shows, a window of the same area for every source of maps.
+part; and what its brightest tenth shows, a window of the same area for every source of maps.  Two controls
+belong to the brightest tenth: the same windows over the objects of another scene, as a level of chance; and
+of each map, the better of it and its negative, since a map may show an object by its low values.
 Localization, on the scenes of `measure_scenes.py`: plain VL-Score with the maps of a ViT's last block, and
 with their positive part.
 """
@@ -58,38 +60,61 @@ def window_of_equal_area(masks: torch.Tensor, share: float) -> torch.Tensor:
     return (above + rest * equal).unflatten(1, masks.shape[1:])
 
 
-def count_objects(windows: torch.Tensor, boxes, size) -> tuple[float, float, float]:
+def parts_in_boxes(windows: torch.Tensor, photo: vlscore.AnnotatedPhoto) -> tuple[torch.Tensor, torch.Tensor]:
+    """How much of each window (C, S, S) lies in a scene's n boxes: (n, C), and their areas (n, 1)."""
+    scale = windows.shape[-1] / torch.tensor([*photo.size, *photo.size])
+    inside = [(torch.tensor(box) * scale).round().int().tolist() for _, box in photo.objects]
+    parts = torch.stack([windows[:, y0:y1, x0:x1].sum((1, 2)) for x0, y0, x1, y1 in inside])
+    return parts, torch.tensor([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in inside])[:, None]
+
+
+def share_on_one(windows: torch.Tensor, photo: vlscore.AnnotatedPhoto) -> torch.Tensor:
+    """The largest share of each window (C, S, S) that lies in one object's box: (C,)."""
+    parts, _ = parts_in_boxes(windows, photo)
+    return (parts / windows.sum((1, 2)).clamp_min(1e-9)).amax(0)
+
+
+def count_objects(windows: torch.Tensor, photo: vlscore.AnnotatedPhoto) -> tuple[float, float, float]:
     """What windows (C, S, S) show.
 
     Returns:
         Means over the windows: of the share of the image, of the number of objects with enough of their box
-        inside, see `SHOWN`, and of the largest share of a window that lies in one object's box.
+        inside, see `SHOWN`, and of `share_on_one`.
     """
-    scale = windows.shape[-1] / torch.tensor([*size, *size])
-    inside = [(torch.tensor(box) * scale).round().int().tolist() for box in boxes]
-    parts = torch.stack([windows[:, y0:y1, x0:x1].sum((1, 2)) for x0, y0, x1, y1 in inside])  # (n, C)
-    areas = torch.tensor([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in inside])[:, None]
-    whole = windows.sum((1, 2)).clamp_min(1e-9)
-    share = windows.mean().item()
-    return share, (parts / areas > SHOWN).sum(0).float().mean().item(), (parts / whole).amax(0).mean().item()
+    parts, areas = parts_in_boxes(windows, photo)
+    shown = (parts / areas > SHOWN).sum(0).float()
+    return windows.mean().item(), shown.mean().item(), share_on_one(windows, photo).mean().item()
 
 
-def measure_scene(source: str, photo: vlscore.AnnotatedPhoto) -> dict[str, tuple[float, float, float]]:
-    """What the maps of a source show of a scene, by the kind of window."""
+def better_sign(windows: torch.Tensor, negative: torch.Tensor, photo: vlscore.AnnotatedPhoto) -> torch.Tensor:
+    """Of each map's window and its negative's (C, S, S), the one that keeps more to one object."""
+    is_better = share_on_one(negative, photo) > share_on_one(windows, photo)
+    return torch.where(is_better[:, None, None], negative, windows)
+
+
+def measure_scene(source: str, photos) -> dict[str, tuple[float, float, float]]:
+    """What the maps of a source show of a scene, by the kind of window.
+
+    Args:
+        source: a key of `SOURCES`.
+        photos: the scene, and another one whose objects say what the same windows show by chance.
+    """
+    photo, other = photos
     kind, layer, maps = SOURCES[source]
     model, _ = measure_scenes.load(kind)
     found = model.feature_maps(model.preprocess(photo.path)[None], layer, maps)[0]
     found = found[vlscore.select_maps(found, MAPS)]
     masks = vlscore.make_masks(found, SIDE)
+    brightest, darkest = (window_of_equal_area(each, WINDOW) for each in (masks, -masks))
     windows = {
         "above half": (masks > 0.5).float(),
         "above half, positive part": (vlscore.make_masks(found.relu(), SIDE) > 0.5).float(),
-        "brightest tenth": window_of_equal_area(masks, WINDOW),
+        "brightest tenth": brightest,
     }
-    return {
-        name: count_objects(each, [box for _, box in photo.objects], photo.size)
-        for name, each in windows.items()
-    }
+    shown = {name: count_objects(each, photo) for name, each in windows.items()}
+    for name, each in ("", photo), (", another scene", other):
+        shown[f"better sign{name}"] = count_objects(better_sign(brightest, darkest, each), each)
+    return shown | {"brightest tenth, another scene": count_objects(brightest, other)}
 
 
 def encode_positive(maps: str, photo: vlscore.AnnotatedPhoto) -> vlscore.Encoding:
@@ -153,6 +178,7 @@ def main(argv: list[str] | None = None) -> int:
         if not folder.exists():
             scenes.write_scenes(folder, count, seed, (224, 224), objects)
         photos = vlscore.read_dataset(folder).photos
+        others = photos[1:] + photos[:1]
         sets = [measure_scenes.draw_set(options.work, name)[:n] for name, n in LOCALIZED_SCENES.items()]
         with ProcessPoolExecutor() as pool:
 
@@ -161,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
 
             found = {}
             for source in SOURCES:
-                every = over(partial(measure_scene, source), photos, source)
+                every = over(partial(measure_scene, source), [*zip(photos, others)], source)
                 found[source] = {window: np.array([each[window] for each in every]) for window in every[0]}
             boxes = {
                 (maps, part): [

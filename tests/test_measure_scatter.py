@@ -1,5 +1,7 @@
 """The study of scatter: windows of equal area, and objects in them by hand."""
 
+from types import SimpleNamespace
+
 import measure_scatter as study
 import numpy as np
 import pytest
@@ -23,15 +25,36 @@ def test_every_window_has_the_area_that_was_asked_for():
     assert study.window_of_equal_area(masks, 0.1).mean((1, 2)).tolist() == pytest.approx([0.1] * 5)
 
 
+def make_photo(*boxes):
+    return SimpleNamespace(size=(100, 100), objects=[("thing", box) for box in boxes])
+
+
 def test_objects_in_windows_are_counted_by_hand():
     windows = torch.zeros(2, 10, 10)
     windows[0, :5, :5] = 1  # all of the first object, and a quarter of the image
     windows[1, 3:5, 3:7] = 1  # 4 of the first's 25 cells, and as many of the second's 10
-    boxes = [(0, 0, 50, 50), (50, 30, 100, 50)]
-    area, objects, focus = study.count_objects(windows, boxes, (100, 100))
+    photo = make_photo((0, 0, 50, 50), (50, 30, 100, 50))
+    area, objects, focus = study.count_objects(windows, photo)
     assert area == pytest.approx((0.25 + 0.08) / 2)
     assert objects == (1 + 1) / 2  # 4 of 25 are too few, 4 of 10 are enough
     assert focus == (1 + 0.5) / 2
+    assert study.share_on_one(windows, photo).tolist() == [1, 0.5]
+    # The negative's window counts where it keeps more to one object.
+    swapped = study.better_sign(windows, windows.flip(0), photo)
+    assert torch.equal(swapped, windows[[0, 0]])
+
+
+def test_another_scene_is_the_level_of_chance(drawn):
+    """Of windows without any relation to the scene, as many lie on its objects as on those of another one."""
+    first, second = vlscore.read_dataset(drawn).photos[:2]
+    threads = torch.get_num_threads()
+    found = study.measure_scene("CNN, layer3", (first, second))
+    same = study.measure_scene("CNN, layer3", (first, first))
+    torch.set_num_threads(threads)  # a process of the studies takes one core
+    for name in ("brightest tenth", "better sign"):
+        assert same[name] == same[f"{name}, another scene"] == found[name]
+        assert found[f"{name}, another scene"] != found[name]
+    assert found["better sign"][2] >= found["brightest tenth"][2]
 
 
 def test_the_positive_part_is_encoded_as_maps_of_its_own(drawn):
