@@ -93,7 +93,7 @@ def test_yolo_is_read_by_hand(out, tmp_path):
 def test_label_studio_has_tasks_with_predictions(out):
     tasks = json.loads((out / "label-studio.json").read_text())
     for task, photo in zip(tasks, PHOTOS, strict=True):
-        assert unquote(task["data"]["image"]) == f"/data/local-files/?d={photo.place}"
+        assert unquote(task["data"]["image"]) == f"/data/local-files/?d=photos/{photo.place}"
         (prediction,) = task["predictions"]
         for each, expected in zip(prediction["result"], photo.boxes, strict=True):
             value, (W, H) = each["value"], photo.size

