@@ -250,7 +250,7 @@ def embed_other_words(model: Model) -> torch.Tensor:
     """Embed the prompts that `p_absent` compares a text with: (N, D), unit, on the CPU.
 
     Args:
-        model: its ``other_words`` are the words, or COCO's 80 everyday things if it has none.
+        model: its ``other_words`` are the words, or the 80 everyday words if it has none.
     """
     return model.encode_text([TEMPLATE.format(word) for word in model.other_words or everyday_things()]).cpu()
 
@@ -519,7 +519,7 @@ def evaluate(
         out: a folder for ``part-*.parquet``, ``run.json`` and ``summary.json``; None writes nothing.
         resume: continue the run in ``out``; its finished shards are not measured again.
         client: a `dask.distributed.Client`, whose workers each load the model once; None measures here.
-        progress: called with the number of photos of each shard; ``measured=False`` if measured before.
+        progress: called after each shard with its number of photos; ``measured=False`` if read from ``out``.
         options: the fields of `Protocol`.
 
     Raises:
@@ -704,7 +704,7 @@ def score_absent_class(
 
 
 def playground(model: Model, image=None, prompt: str = TEMPLATE.format("cat"), keep: int | None = 128):
-    """Build notebook widgets to try VL-Score: photo, prompt, layer, kind of maps, τ and α.
+    """Build a notebook widget to try VL-Score, to end a cell with: photo, prompt, layer, maps, τ and α.
 
     Args:
         model: from `load_model`.

@@ -105,6 +105,21 @@ def test_values_are_those_of_the_code():
     assert shown == {name: repr(getattr(vlscore, name)) for name in shown}
 
 
+EXAMPLE = re.compile(r"```python\n(.*?)```\n\nIt prints\n\n```text\n(.*?)```", re.S)
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if EXAMPLE.search(read_page(page))])
+def test_an_example_prints_what_the_page_shows(page, monkeypatch, capsys):
+    code, shown = EXAMPLE.search(read_page(page)).groups()
+    monkeypatch.chdir(ROOT)
+    exec(compile(code, page, "exec"), {})
+    assert capsys.readouterr().out == shown
+
+
+def test_most_pages_show_what_their_example_prints():
+    assert sum(bool(EXAMPLE.search(read_page(page))) for page in pages()) > len(pages()) - 3
+
+
 @cache
 def parsed(path: Path) -> BeautifulSoup:
     assert path.exists(), f"{path.name} is not built: run `make book` before"

@@ -159,9 +159,9 @@ def test_readme_repeats_the_committed_run(committed):
             assert figure in line, (figure, line)
 
 
-def test_the_results_page_repeats_the_waiting_times():
+def test_the_page_on_speed_repeats_the_waiting_times():
     stored = json.loads((ROOT / "data" / "bench_commands.json").read_text())
-    text = (ROOT / "book" / "results.md").read_text()
+    text = (ROOT / "book" / "results_speed.md").read_text()
     refined, waiting = (
         text[text.index(f":name: {name}") :] for name in ("results-refined-time", "results-waiting")
     )

@@ -1,4 +1,4 @@
-"""What the results page reads: figures by hand, and the stored file against the page."""
+"""What the pages of results read: figures by hand, and what chapters stored against the pages."""
 
 import json
 import re
@@ -72,10 +72,14 @@ def test_a_row_replaces_the_one_of_its_name(tmp_path, monkeypatch):
     assert sorted((row["name"], row["value"]) for row in stored) == [("a", 2), ("b", 0)]
 
 
-def test_the_page_shows_only_what_a_chapter_stored():
+def test_pages_show_only_what_a_chapter_stored():
     root = results.OUT.parent.parent
-    for page in ("results", "intro"):
-        text = (root / "book" / f"{page}.md").read_text()
+    shown = {page.name: page.read_text() for page in (root / "book").glob("*.md")}
+    assert {name for name, text in shown.items() if "{glue:text}" in text} >= {
+        "results.md",
+        "results_speed.md",
+    }
+    for page, text in shown.items():
         for chapter, name in re.findall(r"\{glue:text\}`\.\./(notebooks/\w+\.ipynb)::([^`]+):s`", text):
             cells = json.loads((root / chapter).read_text())["cells"]
             outputs = [output for cell in cells for output in cell.get("outputs", [])]

@@ -1,4 +1,4 @@
-"""The comparison of a ViT's fast paths: its steps are the network's, and the results page has its numbers."""
+"""The comparison of a ViT's fast paths: its steps are the network's, and the book has its numbers."""
 
 import json
 import re
@@ -53,8 +53,8 @@ def committed():
     return json.loads((ROOT / "data" / "vit_selection.json").read_text())
 
 
-def test_the_results_page_repeats_the_table(committed):
-    text = (ROOT / "book" / "results.md").read_text()
+def test_the_page_on_speed_repeats_the_table(committed):
+    text = (ROOT / "book" / "results_speed.md").read_text()
     table = text[text.index("tab-vit-selection") : text.index("What bounds it")]
     shown = re.findall(r"- (\d+) %\n  - ([\d.]+)\n  - ([\d.]+)\n  - ([\d.]+)", table)
     stored = {

@@ -209,7 +209,7 @@ def find_box_at(point, boxes) -> int | None:
 
     Args:
         point: (x, y).
-        boxes: (x0, y0, x1, y1) each, edges included.
+        boxes: (x0, y0, x1, y1) each.  Unlike elsewhere, a point on the right or lower edge counts as inside.
     """
     x, y = point
     return next((n for n, (x0, y0, x1, y1) in enumerate(boxes) if x0 <= x <= x1 and y0 <= y <= y1), None)

@@ -30,7 +30,7 @@ class Scale(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoding:
-    """An image as VL-Score sees it before any prompt.
+    """All that is slow to compute of an image and depends on no prompt: its maps, and their embeddings.
 
     All tensors are on the CPU.  They are float32, except for the integer ``indices``.
 
@@ -161,6 +161,11 @@ def as_facts(name: str, size: tuple[int, int], model: str, found: list[Localizat
         size: (W, H) of the upright image in pixels; the boxes refer to it.
         model: name of the model.
         found: the answers.
+
+    Returns:
+        A dict with ``image``, ``size``, ``model`` and ``results``, a list with one dict for each text: its
+        ``text``, ``present``, ``boxes`` (four integers each, in pixels), ``score`` and ``base_score``
+        (cosines), and ``p_absent`` if the encoding is refined.
     """
     results = [
         {

@@ -111,8 +111,9 @@ def show_boxes(panel, boxes, colour: str = BOX_COLOUR, **style) -> None:
 
 
 def draw_case_study(image, rows: dict[str, tuple], prompts=(), count: int = 4):
-    """Draw the maps of several sources, and the saliency map of each for some prompts (report, figures 7, 11,
-    12).
+    """Draw the maps of several sources, one source in each row, followed by its saliency map for each prompt.
+
+    The report's figures 7, 11 and 12 are of this kind.
 
     If a prompt is absent, the photo is shown without a map.
 
@@ -167,7 +168,9 @@ def render_jpeg(figure, dpi: int = 80) -> bytes:
 
 
 def draw_overlay(image, saliency, encoding: Encoding, boxes=(), title: str = "", width: int = 400) -> bytes:
-    """Draw one answer, the photo under its heat map and boxes, as a small JPEG, in about 40 ms.
+    """Draw one answer as a small JPEG: the photo with its heat map and boxes on top.
+
+    This is much faster than `draw_localizations`.
 
     Args:
         image: a path or a PIL image, the one that was encoded, or a smaller copy of it.

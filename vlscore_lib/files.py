@@ -44,10 +44,13 @@ def _umask():
 
 
 def read_json(path):
-    """Read a JSON file of an evaluation's folder.
+    """Read a JSON file from the folder of an evaluation, such as ``run.json`` or ``summary.json``.
 
     Args:
         path: the file.
+
+    Returns:
+        Its content, as dicts and lists.
 
     Raises:
         VLScoreError: the file does not exist, or is not JSON.

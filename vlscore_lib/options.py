@@ -20,8 +20,8 @@ class EncodingOptions:
             its ``fine_layer``.
         maps: kind of maps, one of `MAPS`, see `Model.feature_maps`.
         pca: number of principal components of query, key or value maps; None takes the maps themselves.
-        keep: how many maps go through the encoder, see `select_maps`: a number, a share in (0, 1) of the
-            maps' variance, or None for all.
+        keep: how many maps go through the encoder: a number, a share in (0, 1) of their variance, or None for
+            all.  See `select_maps`.
         precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` on a GPU, or ``"auto"``, see
             `choose_precision`.
         batch_size: number of masked images encoded at once; None means `choose_batch_size`.

@@ -47,7 +47,7 @@ def check_prompt(prompt: str, count_tokens, most: int = MAX_TOKENS) -> None:
 
 
 def prompt_templates(templates: str) -> tuple[str, ...]:
-    """Return the prompts, with ``{}`` in place of a class's name, that `Protocol` knows by a name.
+    """Return a set of prompt templates; each has ``{}`` in place of the class's name.
 
     Args:
         templates: ``"report"`` for the report's one prompt, ``"clip"`` for the 80 of CLIP's authors.
@@ -94,5 +94,5 @@ def imagenet_label(name: str) -> str | None:
 
 
 def everyday_things() -> list[str]:
-    """Return the names of COCO's 80 everyday things (Lin et al. 2014)."""
+    """Return the 80 everyday words: the names of COCO's classes (Lin et al. 2014)."""
     return [" ".join(name.split()) for name in EVERYDAY_THINGS.split(",")]

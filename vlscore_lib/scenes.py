@@ -216,8 +216,8 @@ def draw_scene(rng, size: tuple[int, int], objects: int | None = None, same: boo
         same: whether all objects are of one class.
 
     Returns:
-        An RGB image, and a list of (class index, box), the label's first.  Boxes are (x0, y0, x1, y1) in
-        pixels, half-open.
+        An RGB image, and a list of (class index, box).  The first object gives the scene its label.  Boxes
+        are (x0, y0, x1, y1) in pixels, half-open.
     """
     count = int(rng.choice([1, 2, 3], p=[0.2, 0.4, 0.4])) if objects is None else objects
     largest = {1: 0.34, 2: 0.29, 3: 0.25}[count]  # radius as a share of the shorter side

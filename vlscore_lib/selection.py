@@ -44,10 +44,10 @@ def mask_similarity(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 def select_maps(maps: torch.Tensor, keep: int | float | None) -> torch.Tensor:
     """Choose the maps worth an encoder pass, without looking at any prompt.
 
-    Each step takes the map with the largest product of its variance and the unknown part of its embedding: a
-    strong map that is unlike those taken before.  The unknown part is the posterior variance of a Gaussian
-    process over masks with the kernel `mask_similarity` (Rasmussen and Williams 2006, eq. 2.26), computed by
-    a pivoted Cholesky factorisation.
+    Maps are taken one at a time.  Each step takes the map for which variance times unknown part of the
+    embedding is largest: a strong map that is unlike those already taken.  The unknown part is the posterior
+    variance of a Gaussian process over masks with the kernel `mask_similarity` (Rasmussen and Williams 2006,
+    eq. 2.26), computed by a pivoted Cholesky factorisation.
 
     Args:
         maps: A (C, h, w).
@@ -58,7 +58,7 @@ def select_maps(maps: torch.Tensor, keep: int | float | None) -> torch.Tensor:
         Indices (K,) in ascending order.
 
     Raises:
-        VLScoreError: ``keep`` is below 1, or a fraction outside of (0, 1).
+        VLScoreError: ``keep`` is an integer below 1, or a fraction outside (0, 1).
     """
     C = len(maps)
     check_keep(keep)
@@ -95,7 +95,7 @@ def predict_embeddings(maps: torch.Tensor, indices: torch.Tensor, embeddings: to
 
     Args:
         maps: A (C, h, w).
-        indices: (K,), the maps with known embeddings; constant maps are known, too.
+        indices: (K,), the maps with known embeddings; constant maps count as known without being listed.
         embeddings: e (C, D), unit; rows of other maps are ignored.
 
     Returns:

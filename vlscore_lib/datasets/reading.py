@@ -79,12 +79,13 @@ def read_dataset(
         layout: one of `LAYOUTS`; None means to look at the folder.
         boxes: the folder of XML files, or the file of COCO or YOLO; None means to look for it.
         names: ImageNet's names of classes, ``"imagenet"`` or ``"clip"``, see `imagenet_classes`.
-        limit: largest number of photos, after all other options.
+        limit: keep at most this many photos, after all other choices; ``first`` counts before them.
         first: take the first n photos, in the order of their names.
         ids: a file that names the photos to take, one in each line.
         sample: take this number of photos at random.
         seed: seed of the random choice.
-        blacklist: a file that names photos to leave out, or has their numbers in ImageNet's devkit.
+        blacklist: a file that lists photos to leave out, one in each line, by name, or by number in
+            ImageNet's development kit.
         skip_bad: leave out photos that cannot be used.
         classes: a file with a line ``label: name, name`` for each class with other names in prompts.
         progress: a function that wraps the photos while they are checked.

@@ -57,6 +57,7 @@ class CosineScorer(torch.nn.Module):
         self.visual, self.project, self.text = model.visual, model.project, unit(text).to(model.device)
 
     def forward(self, pixels):
+        """Compute the cosine of each image with the text: (B, 1)."""
         return (unit(self.project(self.visual(pixels))) @ self.text)[:, None]
 
 

@@ -48,8 +48,8 @@ def average_precision(found: list[list[tuple]], truth: list[list[tuple]]) -> dic
     """Compute COCO's detection metrics (Lin et al. 2014), where a box must match an object of its class.
 
     Args:
-        found: for each photo, a list of (label, score, box); at most 100 boxes for each class and photo
-            count.
+        found: for each photo, a list of (label, score, box).  For each class in a photo, only the 100 boxes
+            with the highest scores are used.
         truth: for each photo, a list of (label, box).  Boxes are (x0, y0, x1, y1), half-open.
 
     Returns:

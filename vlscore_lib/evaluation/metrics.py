@@ -44,7 +44,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
         n: number of trials, 1 or more.
 
     Raises:
-        VLScoreError: the numbers are no share.
+        VLScoreError: ``n`` is below 1, or ``hits`` is not between 0 and ``n``.
     """
     if not 0 <= hits <= n or n < 1:
         raise VLScoreError(f"{hits} of {n} is not a share: give hits from 0 to n, and n of 1 or more")

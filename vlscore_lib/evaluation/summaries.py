@@ -35,7 +35,8 @@ def summarize(records, protocol: Protocol) -> dict:
         A dict.  ``results`` has GT-known, Top-1 and Top-5 Loc and the mean box IoU at the protocol's τ and α,
         and MaxBoxAcc and MaxBoxAccV2, which take the best thresholds on these images by definition.
         ``methods`` has the same for each temperature and baseline, at all thresholds.  ``gt_known_above`` has
-        the margin over each other method, at that method's best threshold here, see `paired_difference`.
+        VL-Score's GT-known at its own threshold less that of each other method, at the threshold that is best
+        for that method on these images, see `paired_difference`.
         Further keys are ``classification``, ``boxes`` (their number against the objects'), ``presence``,
         ``average_precision`` (or None), ``constant_box`` and ``whole_image``.
     """
@@ -147,7 +148,8 @@ def compare(first, second, count: int = 10_000) -> dict:
 
     Returns:
         A dict from metric to ``first``, ``second``, ``difference`` (second - first), ``low`` and ``high`` of
-        its 95 % interval, and the two-sided ``p``, see `two_sided`.
+        its 95 % interval, and the two-sided ``p``, see `two_sided`.  Mind the sign: `paired_difference` is
+        first - second.
 
     Raises:
         VLScoreError: the runs are on different images or boxes.
