@@ -8,7 +8,7 @@ from importlib import import_module
 class VLScoreError(ValueError):
     """An input cannot be used; the message says in one line what is wrong and how to fix it.
 
-    It is a ``ValueError``.
+    It is a subclass of ``ValueError``, so ``except ValueError`` catches it too.
     """
 
     def __init__(self, message: str):

@@ -153,7 +153,7 @@ def draw_case_study(image, rows: dict[str, tuple], prompts=(), count: int = 4):
 
 
 def render_jpeg(figure, dpi: int = 80) -> bytes:
-    """Render a matplotlib Figure as JPEG, which is about ten times smaller than PNG for a photo.
+    """Render a matplotlib Figure as JPEG, which for a photo has about a tenth of the size of a PNG.
 
     Args:
         figure: the Figure.

@@ -105,7 +105,8 @@ class EncodingStore:
     def write(self, content: bytes, encoding: Encoding) -> Encoding:
         """Store an encoding, and return it as a later read will give it.
 
-        The file is rounded, so use the returned encoding: the first result is then the same as later ones.
+        The file holds rounded numbers.  Use the returned encoding, so that the first answer equals all later
+        ones.
         """
         file = self.file(content)
         write_whole(file, pack(encoding, self.model))

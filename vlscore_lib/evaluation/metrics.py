@@ -108,7 +108,7 @@ def resample(n: int, count: int = 1000, seed: int = 0):
 
 
 def interval(values) -> tuple[float, float]:
-    """Return the 2.5 and 97.5 percentiles of bootstrapped values: their middle 95 %.
+    """Return the 2.5th and 97.5th percentiles of bootstrapped values: their middle 95 %.
 
     Args:
         values: one value for each resample.

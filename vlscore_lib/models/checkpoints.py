@@ -46,7 +46,7 @@ def load_scenes_model(name: str, device: str) -> ClipModel:
 
 
 def load_checkpoint(path, activation: str | None = None) -> torch.nn.Module:
-    """Build OpenAI's CLIP from a file, without running any code in the file.
+    """Build a CLIP of OpenAI's architecture from a file, without running any code in it.
 
     Args:
         path: a TorchScript archive as OpenAI publishes it; a state dict as training code saves it, under any
