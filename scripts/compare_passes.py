@@ -124,11 +124,38 @@ def share_at_own_threshold(name: str, method: str, passes: int | None, iou: np.n
     return vlscore.share_with_interval(iou[:, THRESHOLDS.index(own)] > 0.5)
 
 
+def compare_at_own_thresholds(name: str, asks: list[study_sets.Ask], refined, plain) -> dict | None:
+    """Refined less plain VL-Score, each at the model's own threshold, and less the best constant box.
+
+    Args:
+        name: of the model.
+        asks: n prompts.
+        refined: the box IoU (n, A) of each prompt.
+        plain: the same of plain VL-Score.
+
+    Returns:
+        The paired differences ``over_plain`` and ``over_constant``; None if a threshold was not measured.
+    """
+    model = study_sets.load(name)
+    if not {model.refined_threshold, model.threshold} <= {*THRESHOLDS}:
+        return None
+    hits = refined[:, THRESHOLDS.index(model.refined_threshold)] > 0.5
+    boxes = [[vlscore.constant_box(side, ask.size) for side in vlscore.SHARES] for ask in asks]
+    constant = np.array(
+        [[vlscore.box_iou([box], ask.boxes) > 0.5 for box in each] for each, ask in zip(boxes, asks)]
+    )
+    best = constant[:, constant.mean(0).argmax()]
+    return {
+        "over_plain": vlscore.paired_difference(hits, plain[:, THRESHOLDS.index(model.threshold)] > 0.5),
+        "over_constant": vlscore.paired_difference(hits, best),
+    }
+
+
 def table(name: str, asks: list[study_sets.Ask], records: list[dict]) -> list[dict]:
     """A row for each method and number of passes of a model, with its paired differences.
 
     A gain is over the same method without a masked pass.  A row is also compared with the most passes of its
-    method, and refined with plain at as many passes.
+    method, and refined with plain at as many passes; with 128 passes, also at the model's own thresholds.
     """
     rows, keys = [], sorted({key for record in records for key in record}, key=order)
     for method, passes in keys:
@@ -159,6 +186,9 @@ def table(name: str, asks: list[study_sets.Ask], records: list[dict]) -> list[di
         }
         if method == REFINED and all((PLAIN, passes) in records[n] for n in here):
             row["over_plain"] = vlscore.paired_difference(hit, look_at(PLAIN, passes)[0])
+            if passes == study_sets.KEEP:
+                plain = np.array([records[n][PLAIN, passes]["iou"] for n in here])
+                row["at_own_thresholds"] = compare_at_own_thresholds(name, asks, iou, plain)
         if asks[0].side is not None:
             row["peak_on_side"] = vlscore.share_with_interval(
                 np.array([records[n][method, passes]["on_side"] for n in here])

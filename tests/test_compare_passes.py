@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import compare_passes as passes
 import pytest
@@ -11,6 +12,7 @@ import torch
 import vlscore
 
 A = len(passes.THRESHOLDS)
+CENTRED, CORNER = (20, 20, 80, 80), (0, 0, 20, 20)
 
 
 @pytest.fixture(autouse=True)
@@ -160,4 +162,23 @@ def test_the_chapter_repeats_the_differences_of_eight_and_128_passes():
     shown = "{:.1f} points ({:.1f} to {:.1f}, p = {:.3f})".format(
         *(100 * refined["over_plain"][key] for key in ("value", "low", "high")), refined["over_plain"]["p"]
     )
-    assert shown in (passes.OUT.parents[1] / "book" / "results.md").read_text()
+    results = (passes.OUT.parents[1] / "book" / "results.md").read_text()
+    assert shown in results
+    for difference in refined["at_own_thresholds"].values():
+        value, *ends = (100 * difference[key] for key in ("value", "low", "high"))
+        assert f"{value:.1f} points ({ends[0]:.1f} to {ends[1]:.1f})" in results
+
+
+def test_own_thresholds_and_the_best_constant_box_by_hand():
+    lite0 = study_sets.load("lite0-minilm")
+    refined, plain = torch.zeros(4, A), torch.zeros(4, A)
+    refined[:3, passes.THRESHOLDS.index(lite0.refined_threshold)] = 0.6
+    plain[2:, passes.THRESHOLDS.index(lite0.threshold)] = 0.6
+    asks = [SimpleNamespace(size=(100, 100), boxes=[box]) for box in (CENTRED, CORNER, CENTRED, CORNER)]
+    found = passes.compare_at_own_thresholds("lite0-minilm", asks, refined.numpy(), plain.numpy())
+    assert found["over_plain"]["value"] == 0.25  # 3 of 4 less 2 of 4
+    assert found["over_constant"]["value"] == 0.25  # the best box hits the two in the middle
+
+
+def test_a_threshold_that_was_not_measured_gives_no_comparison():
+    assert passes.compare_at_own_thresholds("scenes-rn", [], torch.zeros(0, A), torch.zeros(0, A)) is None
