@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from encoding_helpers import tensors
 from safetensors.torch import save_file
 
 import vlscore
+from vlscore_lib import sources
 
 
 @pytest.mark.parametrize("fit", vlscore.FITS)
@@ -125,8 +127,12 @@ SAVED = Path(__file__).parent / "encodings"
         ("scenes-vit-refined", "scenes-vit", True, 0.675),
     ],
 )
-def test_a_file_of_version_0_1_0_loads_and_is_what_is_encoded_now(file, model, refined, threshold):
-    """But for α, which the file keeps as the model had it then."""
+def test_a_file_of_version_0_1_0_loads_and_is_what_is_encoded_now(
+    file, model, refined, threshold, monkeypatch
+):
+    """But for α, which the file keeps, and a ViT's clusters: 30 then, of a copy of twice the side."""
+    monkeypatch.setattr(sources, "VIT_SCALE", 2)
+    monkeypatch.setattr(sources, "cluster_maps", partial(vlscore.cluster_maps, leaves=16))
     model = vlscore.load_model(model, "cpu")
     image, _ = vlscore.scenes.draw_scene(vlscore.scenes.scene_rng(1, 12), (200, 150), 2)
     old = vlscore.Encoding.load(SAVED / f"{file}.safetensors")
