@@ -301,11 +301,10 @@ def summarize(name: str, run: Run, runs: dict[str, Run], constant: np.ndarray) -
 
 
 def constant_hits(asks: list[study_sets.Ask]) -> np.ndarray:
-    """Whether the best constant box hits, the best on the same images, in the order of the folds."""
-    ordered = sorted(asks, key=lambda ask: ask.fold)
+    """Whether the best constant box, the best on the same images, hits each of them: (n,)."""
     hits = [
         [vlscore.box_iou([vlscore.constant_box(side, ask.size)], ask.boxes) > 0.5 for side in vlscore.SHARES]
-        for ask in ordered
+        for ask in asks
     ]
     return np.array(hits)[:, np.mean(hits, axis=0).argmax()]
 
@@ -326,7 +325,7 @@ def main(argv: list[str] | None = None) -> int:
             records = study_sets.measure_all(partial(measure, model), asks, name)
             for variant, rows in gather(asks, records).items():
                 found.setdefault(variant, {})[name] = rows
-            constant[name] = constant_hits(asks)
+            constant[name] = constant_hits(sorted(asks, key=lambda ask: ask.fold))
         result = {
             "images": {name: len(asks) for name, asks in sets.items()},
             "variants": [describe(variant, each) for variant, each in found.items()],

@@ -20,7 +20,7 @@ import numpy as np
 import results
 import study_sets
 import torch
-from choose_refinement import THRESHOLDS
+from choose_refinement import THRESHOLDS, constant_hits
 
 import vlscore
 
@@ -140,14 +140,9 @@ def compare_at_own_thresholds(name: str, asks: list[study_sets.Ask], refined, pl
     if not {model.refined_threshold, model.threshold} <= {*THRESHOLDS}:
         return None
     hits = refined[:, THRESHOLDS.index(model.refined_threshold)] > 0.5
-    boxes = [[vlscore.constant_box(side, ask.size) for side in vlscore.SHARES] for ask in asks]
-    constant = np.array(
-        [[vlscore.box_iou([box], ask.boxes) > 0.5 for box in each] for each, ask in zip(boxes, asks)]
-    )
-    best = constant[:, constant.mean(0).argmax()]
     return {
         "over_plain": vlscore.paired_difference(hits, plain[:, THRESHOLDS.index(model.threshold)] > 0.5),
-        "over_constant": vlscore.paired_difference(hits, best),
+        "over_constant": vlscore.paired_difference(hits, constant_hits(asks)),
     }
 
 
