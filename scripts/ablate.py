@@ -1,4 +1,4 @@
-"""Measure ideas for a ViT's maps one by one: data/ablation.json, a table of chapter 03.
+"""Measure ideas for a ViT's maps one by one: data/ablation.json, a table of chapter 06.
 
     python scripts/ablate.py                  # scenes-vit on 200 drawn scenes
 

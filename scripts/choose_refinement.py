@@ -1,4 +1,4 @@
-"""Choose the refinement's parts and constants by cross-validation: data/refinement.json, for chapter 03.
+"""Choose parts and constants of the refinement by cross-validation: data/refinement.json (chapters 04, 06).
 
     python scripts/choose_refinement.py ROOT  # from the encodings of `study_sets.py`, half an hour
 

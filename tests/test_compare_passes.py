@@ -145,7 +145,7 @@ def test_the_pages_have_the_stored_figures_of_the_unseen_photos():
 
 
 def test_the_chapter_repeats_the_differences_of_eight_and_128_passes():
-    chapter = (passes.OUT.parents[1] / "notebooks" / "06_what_the_masks_add.ipynb").read_text()
+    chapter = (passes.OUT.parents[1] / "notebooks" / "07_what_the_masks_add.ipynb").read_text()
     stored = json.loads(passes.OUT.read_text())
     for name in ("lite0-minilm", "scenes-rn"):
         for found in stored[name].values():
