@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from diagrams import svg
+from diagrams_field import field
 from diagrams_method import score_cam, vl_score
 from diagrams_models import clip, resnet, vit_block
 from diagrams_worked import worked_example
@@ -65,6 +66,14 @@ DRAWINGS = (  # function, title, description
         "image has 0.22, so the third map is dropped. A softmax at τ = 0.05 gives the weights 0.69 and 0.31. "
         "The weighted sum of the first two maps is scaled from 0 to 1, its lower two cells are above "
         "α = 0.5, and the box around them is (0, 50, 100, 100).",
+    ),
+    (
+        field,
+        "Four ways from an image to a heat map",
+        "Grad-CAM follows the gradient of a score back to the maps, and weights them by it. Score-CAM, "
+        "gScoreCAM and VL-Score mask the image with each map, and weight the map by the score of the masked "
+        "image. MaskCLIP, CLIP Surgery and GEM compare the embedding of each cell with that of the text. "
+        "TokenCut and LOST read no text, and separate the cells that are unlike the others.",
     ),
 )
 

@@ -1,0 +1,110 @@
+"""Measure what the floor and the temperature of plain VL-Score are worth: data/floor.json (chapter 03).
+
+    python scripts/measure_floor.py ROOT      # from the encodings of `study_sets.py`, some minutes
+
+Each row leaves one part of the method out, and is compared with the whole method on the same prompts.  Every
+row stands at the CAM threshold that is best for it on these images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import study_sets
+import torch
+from compare_passes import judge, look
+
+import vlscore
+
+OUT = Path(__file__).parents[1] / "data" / "floor.json"
+WHOLE, MEAN = "VL-Score", "mean of all maps"
+CHANGES = {  # whether the floor is kept, and the temperature; None for the model's own
+    WHOLE: (True, None),
+    "no floor": (False, None),
+    "τ = 1": (True, 1.0),
+    "no floor, τ = 1": (False, 1.0),
+    "τ → 0: the best map alone": (True, 1e-6),
+}
+WITHOUT_FLOOR = {WHOLE: "no floor", "τ = 1": "no floor, τ = 1"}
+SETS = {
+    "lite0-minilm": ("imagenet", "kangaroo", "pairs"),
+    "scenes-rn": ("one thing", "one of two things", "three of a class"),
+    "scenes-vit": ("one thing", "one of two things", "three of a class"),
+}
+
+
+def weigh(s: torch.Tensor, base: torch.Tensor, floor: bool, temperature: float) -> torch.Tensor | None:
+    """Weights of the maps (C,) with scores s (C,), or None if the floor drops every map."""
+    kept = s > base if floor else torch.ones_like(s, dtype=torch.bool)
+    if not kept.any():
+        return None
+    logits = (s - s[kept].max()).double() / temperature
+    return logits.masked_fill(~kept, -torch.inf).softmax(0).float()
+
+
+@torch.inference_mode()
+def measure(name: str, ask: study_sets.Ask) -> dict:
+    """Change -> its `judge` for one prompt, and the share of the varying maps that the floor keeps."""
+    options = vlscore.EncodingOptions(keep=study_sets.KEEP, refined=not study_sets.load(name).is_vit)
+    encoding = study_sets.read(name, ask.path, options).without_refinement()
+    s, base = vlscore.scores(encoding, study_sets.embed_class(name, ask.names))
+    heats = {MEAN: vlscore.mean_map(encoding)}
+    for change, (floor, temperature) in CHANGES.items():
+        w = weigh(s, base, floor, temperature or encoding.temperature)
+        heats[change] = None if w is None else torch.einsum("k,khw->hw", w, encoding.maps).relu()
+    kept = (s > base)[vlscore.varies(encoding.maps)].float().mean().item()
+    return {"kept": kept, "judged": {change: judge(heat, encoding, ask) for change, heat in heats.items()}}
+
+
+def tabulate(records: list[dict]) -> dict:
+    """The rows of a set, with paired differences from the whole method, and what the floor gains in them."""
+    looked = {change: look([record["judged"][change] for record in records]) for change in (*CHANGES, MEAN)}
+    whole_hit, whole_peak, _ = looked[WHOLE]
+    rows = []
+    for change, (hit, peak, _) in looked.items():
+        row = {
+            "change": change,
+            "gt_known": vlscore.share_with_interval(hit),
+            "over_whole": vlscore.paired_difference(hit, whole_hit),
+            "peak_in_object": vlscore.share_with_interval(peak),
+            "peak_over_whole": vlscore.paired_difference(peak, whole_peak),
+        }
+        if change in WITHOUT_FLOOR:
+            row["floor_gain"] = vlscore.paired_difference(hit, looked[WITHOUT_FLOOR[change]][0])
+        rows.append(row)
+    kept = vlscore.rounded(np.mean([record["kept"] for record in records]))
+    return {"prompts": len(records), "kept": kept, "rows": rows}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser("measure_floor.py", description=__doc__.splitlines()[0])
+    parser.add_argument("root", help="the folder of the sets of photos")
+    options = parser.parse_args(argv)
+    try:
+        sets = study_sets.scene_asks(study_sets.SCENES)
+        sets |= study_sets.photo_asks(options.root, SETS["lite0-minilm"])
+        result = {
+            name: {
+                kind: tabulate(study_sets.measure_all(partial(measure, name), sets[kind], f"{name}, {kind}"))
+                for kind in kinds
+            }
+            for name, kinds in SETS.items()
+        }
+        vlscore.write_whole(OUT, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    except vlscore.VLScoreError as error:
+        print(f"measure_floor.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("measure_floor.py: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
