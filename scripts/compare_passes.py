@@ -54,7 +54,9 @@ def without_passes(model, plain, refined, text) -> dict[str, tuple]:
         evidence = vlscore.gather_evidence(refined.scales, nothing, text, grid)[1:]
         seeds = vlscore.min_max(evidence.prod(0).sqrt()), vlscore.min_max(evidence[1])
         named, seen = (vlscore.sharpen(each, features) for each in seeds)
-    return found | {REFINED: (named, refined), TEXTLESS: (seen, refined)}
+    sides = refined.input_size  # `refine` enlarges its maps in this way
+    heats = {REFINED: vlscore.upsample(named, sides), TEXTLESS: vlscore.upsample(seen, sides)}
+    return found | {method: (heat, refined) for method, heat in heats.items()}
 
 
 def least_for_all(count: int) -> float:
@@ -83,8 +85,6 @@ def find_heats(model, plain, refined, text, passes: int | None) -> dict[str, tup
 
 def judge(heat, encoding: vlscore.Encoding, ask: study_sets.Ask) -> dict:
     """IoU and number of objects found at each CAM threshold, and where the peak is; None finds nothing."""
-    if heat is not None:
-        heat = vlscore.upsample(heat, encoding.input_size)
     boxes = vlscore.sweep_boxes(heat, encoding, THRESHOLDS)
     return {
         "iou": [vlscore.box_iou(each, ask.boxes) for each in boxes],

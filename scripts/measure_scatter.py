@@ -34,12 +34,15 @@ MAPS = 30  # of each source, as `select_maps` chooses them
 SIDE = 100  # of the enlarged masks, in pixels
 WINDOW = 0.1  # share of the image that a window of equal area covers
 SHOWN = 0.25  # share of an object's box that must be in a window
+BEFORE_RELU = "before ReLU"  # a CNN's maps with both signs, as its block adds them up
 SOURCES = {  # model, layer, maps
     "CNN, layer3": ("rn", "layer3", "activation"),
+    "CNN, layer3, before ReLU": ("rn", "layer3", BEFORE_RELU),
     "CNN, layer4": ("rn", "layer4", "activation"),
+    "CNN, layer4, before ReLU": ("rn", "layer4", BEFORE_RELU),
     **{
         f"ViT, block {n}, {maps}": ("vit", n, maps)
-        for n in "03"
+        for n in "0123"
         for maps in ("activation", "query", "key", "value")
     },
 }
@@ -92,6 +95,17 @@ def better_sign(windows: torch.Tensor, negative: torch.Tensor, photo: vlscore.An
     return torch.where(is_better[:, None, None], negative, windows)
 
 
+def read_maps(model: vlscore.Model, layer: str, maps: str, photo: vlscore.AnnotatedPhoto) -> torch.Tensor:
+    """The maps (C, h, w) of a scene; of a CNN's layer, also those that its last ReLU gets."""
+    pixels = model.preprocess(photo.path)[None]
+    if maps != BEFORE_RELU:
+        return model.feature_maps(pixels, layer, maps)[0]
+    block = getattr(model.visual, layer)[-1]
+    with vlscore.tapped(block.bn3) as residual, vlscore.tapped(block.downsample) as identity:
+        model.encode_image(pixels)
+    return (residual.output + identity.output)[0]
+
+
 def measure_scene(source: str, photos) -> dict[str, tuple[float, float, float]]:
     """What the maps of a source show of a scene, by the kind of window.
 
@@ -102,7 +116,7 @@ def measure_scene(source: str, photos) -> dict[str, tuple[float, float, float]]:
     photo, other = photos
     kind, layer, maps = SOURCES[source]
     model, _ = measure_scenes.load(kind)
-    found = model.feature_maps(model.preprocess(photo.path)[None], layer, maps)[0]
+    found = read_maps(model, layer, maps, photo)
     found = found[vlscore.select_maps(found, MAPS)]
     masks = vlscore.make_masks(found, SIDE)
     brightest, darkest = (window_of_equal_area(each, WINDOW) for each in (masks, -masks))

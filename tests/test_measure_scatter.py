@@ -85,3 +85,12 @@ def test_a_source_is_compared_with_the_cnn_scene_by_scene():
     assert found["objects"]["value"] == 2
     assert found["more objects than the CNN"]["value"] == 1
     assert found["more on one object than the CNN"]["value"] == pytest.approx(0.3)
+
+
+def test_maps_before_the_relu_are_the_layer_s_with_their_negative_values(scenes_rn, drawn):
+    photo = vlscore.read_dataset(drawn).photos[0]
+    for layer in ("layer3", "layer4"):
+        before = study.read_maps(scenes_rn, layer, study.BEFORE_RELU, photo)
+        after = study.read_maps(scenes_rn, layer, "activation", photo)
+        assert (before < 0).any()
+        torch.testing.assert_close(before.relu(), after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 
 from vlscore_lib.encoding import PRESENT
@@ -121,7 +122,7 @@ def tabulate_summary(summary: dict):
     own = alphas.index(summary["threshold"])
     for name, method in summary["methods"].items():
         best = max(range(len(alphas)), key=lambda n: method["gt_known"][n]["value"])
-        shown = name[0].upper() + name[1:]
+        shown = name[0].upper() + name[1:].removesuffix(" (CAM)")  # of some models it is another map
         if method["images"] != summary["images"]:
             shown += f", first {method['images']} images"
         for n in dict.fromkeys([own, best] if "VL-Score" in name else [best]):
@@ -158,11 +159,17 @@ def format_figure(figure, decimals: int = 1) -> str:
     """Format a share in percent, with its interval if it has one; a difference gets a sign; text stays."""
     if isinstance(figure, dict):
         one = f"{{:{'+' * ('p' in figure)}.{decimals}f}}"
-        shares = (100 * figure[key] for key in ("value", "low", "high"))
+        shares = (in_percent(figure[key], decimals) for key in ("value", "low", "high"))
         return f"{one} ({one} to {one})".format(*shares).replace("-", "\N{MINUS SIGN}")
     if isinstance(figure, float):
-        return f"{100 * figure:.{decimals}f}"
+        return f"{in_percent(figure, decimals):.{decimals}f}"
     return "" if figure is None else str(figure)
+
+
+def in_percent(share: float, decimals: int) -> float:
+    """A share in percent; without decimals a half is rounded up, where Python takes the even number."""
+    percent = 100 * share
+    return percent if decimals else math.floor(round(percent, 6) + 0.5)
 
 
 def published_table() -> str:
