@@ -98,6 +98,36 @@ def test_refined_is_compared_with_plain_on_the_same_images():
     assert refined["over_plain"]["value"] == 0.5
 
 
+@pytest.mark.parametrize("name", ["scenes-rn", "scenes-vit"])
+@pytest.mark.parametrize("refined", [False, True])
+def test_boxes_are_those_that_localize_finds(name, refined, drawn):
+    """A method's maps are enlarged as the module does it, so its boxes are the same at each threshold."""
+    model = vlscore.load_model(name, "cpu")
+    ask = study_sets.read_asks(drawn)[0]
+    encoding = vlscore.encode(model, ask.path, keep=8, precision="float32", refined=refined)
+    prompt = vlscore.TEMPLATE.format(ask.names[0])
+    text = model.encode_text([prompt])[0]
+    judged = passes.judge(vlscore.saliency(encoding, text, encoding.temperature), encoding, ask)
+    for n in range(0, A, 4):
+        found = vlscore.localize(model, encoding, prompt, threshold=passes.THRESHOLDS[n])
+        boxes = vlscore.find_boxes(found.saliency, encoding, passes.THRESHOLDS[n])
+        assert judged["iou"][n] == pytest.approx(vlscore.box_iou(boxes, ask.boxes), abs=1e-6)
+
+
+def test_a_refined_map_without_a_masked_pass_is_enlarged_as_refine_does(drawn):
+    model = vlscore.load_model("scenes-rn", "cpu")
+    ask = study_sets.read_asks(drawn)[0]
+    refined = vlscore.encode(model, ask.path, keep=8, precision="float32", refined=True)
+    text = vlscore.class_embedding(model, ask.names)
+    found = passes.without_passes(model, refined.without_refinement(), refined, text)
+    size = (refined.input_size, refined.input_size)
+    assert {method for method, (heat, _) in found.items() if heat.shape == size} == {
+        passes.REFINED,
+        passes.TEXTLESS,
+    }
+    assert found[passes.PLAIN][0].shape == refined.maps.shape[1:]
+
+
 def test_a_text_that_beats_nothing_finds_nothing(rn, chelsea):
     encoding = vlscore.encode(rn, chelsea, keep=4, precision="float32")
     ask = study_sets.Ask(None, ("a",), ((0, 0, 9, 9),), (96, 96), 0)
