@@ -153,7 +153,7 @@ def scores(encoding: Encoding, text_embedding: torch.Tensor) -> tuple[torch.Tens
 
     Args:
         encoding: the encoded image.
-        text_embedding: (D,), of any norm.
+        text_embedding: (D,), of any norm, as from `Model.encode_text`.
     """
     text = unit(text_embedding.cpu())
     # Row by row in the same order, so that equal embeddings have equal scores.
@@ -171,7 +171,7 @@ def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float
 
     Args:
         encoding: the encoded image.
-        text_embedding: (D,), of any norm.
+        text_embedding: (D,), of any norm, as from `Model.encode_text`.
         temperature: τ > 0; 1, as in the released code, by default; `localize` takes ``encoding.temperature``.
     """
     check_temperature(temperature)
@@ -192,7 +192,7 @@ def saliency(encoding: Encoding, text_embedding: torch.Tensor, temperature: floa
 
     Args:
         encoding: the encoded image.
-        text_embedding: (D,), of any norm.
+        text_embedding: (D,), of any norm, as from `Model.encode_text`.
         temperature: τ > 0, 1 by default, see `weights`; `localize` takes ``encoding.temperature``.
     """
     w = weights(encoding, text_embedding, temperature)
@@ -217,7 +217,7 @@ def p_absent(encoding: Encoding, text_embedding: torch.Tensor, others: torch.Ten
 
     Args:
         encoding: the encoded image.
-        text_embedding: (D,), of any norm.
+        text_embedding: (D,), of any norm, as from `Model.encode_text`.
         others: (N, D), embeddings of the other texts, see `embed_other_words`.
     """
     return judge_presence(encoding, text_embedding[None], others)[0][0].item()
@@ -267,7 +267,7 @@ def refine(encoding: Encoding, w: torch.Tensor, text_embedding: torch.Tensor) ->
     Args:
         encoding: made with ``refined=True``.
         w: (C,), see `weights`.
-        text_embedding: (D,), of any norm.
+        text_embedding: (D,), of any norm, as from `Model.encode_text`.
     """
     scales, features = encoding.scales, encoding.features
     if encoding.family == "vit":
@@ -340,7 +340,7 @@ def localize(
         prompt: such as ``"an image of a cat."``
         temperature: τ > 0; None means the model's own, ``encoding.temperature``.
         threshold: α in (0, 1); None means the model's own, ``encoding.threshold``.
-        options: the fields of `EncodingOptions`; not used if ``image`` is an `Encoding`.
+        options: fields of `EncodingOptions` such as ``keep``; not used if ``image`` is an `Encoding`.
 
     Raises:
         VLScoreError: the image cannot be read, the prompt cannot be embedded, or an option is out of range.

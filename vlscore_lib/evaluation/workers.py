@@ -28,7 +28,8 @@ class EvaluationContext(NamedTuple):
     Attributes:
         model: its name.
         protocol: what is measured.
-        labels, texts: the classes, and their embeddings (N, D).
+        labels: the classes.
+        texts: their embeddings (N, D).
         skips_bad: whether a photo that cannot be read is left out.
     """
 

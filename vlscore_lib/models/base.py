@@ -36,7 +36,8 @@ class Preprocessing:
 
     Attributes:
         input_size: S, the side of the square input in pixels.
-        mean, std: of each channel, for pixel values from 0 to 255.
+        mean: of each channel, for pixel values from 0 to 255.
+        std: standard deviation of each channel, the same.
         interpolation: ``"bicubic"``, ``"bilinear"`` or another filter of PIL, in lower case.
     """
 
@@ -90,8 +91,10 @@ class Model:
     """An image encoder and a text encoder that share an embedding space.
 
     `load_model` returns one.  To add a family of models, write a subclass that defines `layer_modules`,
-    `count_tokens` and `embed_texts`, the attribute ``fine_layer`` and, if the features are not yet in the
-    joint space, `project`.  The shortest one in this project is ``vlscore_lib/models/align.py``.
+    `count_tokens` and `embed_texts`, the attribute ``fine_layer``, `cell_embeddings` for refined CNNs and, if
+    the features are not yet in the joint space, `project`, as ``vlscore_lib/models/lite0_minilm.py`` does.
+    Of transformers' models, derive from ``HuggingFaceModel``, see ``align.py``; of a ViT, also from
+    ``TransformerLayers`` in ``vit.py``.
 
     Args:
         name: the model's name.

@@ -11,7 +11,8 @@ class Defaults(NamedTuple):
     """A model's tuned values.
 
     Attributes:
-        temperature, threshold: τ and α that `localize`, the command line and the web app use.
+        temperature: τ that `localize`, the command line and the web app use.
+        threshold: α, the same.
         refined_threshold: α of refined maps.
         prominence: of the peaks of refined maps, see `split_instances`.
     """
