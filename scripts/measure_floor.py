@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,13 +39,9 @@ SETS = {
 }
 
 
-def weigh(s: torch.Tensor, base: torch.Tensor, floor: bool, temperature: float) -> torch.Tensor | None:
-    """Weights of the maps (C,) with scores s (C,), or None if the floor drops every map."""
-    kept = s > base if floor else torch.ones_like(s, dtype=torch.bool)
-    if not kept.any():
-        return None
-    logits = (s - s[kept].max()).double() / temperature
-    return logits.masked_fill(~kept, -torch.inf).softmax(0).float()
+def without_floor(encoding: vlscore.Encoding, text: torch.Tensor) -> vlscore.Encoding:
+    """The encoding with a base score of -1 for a text (D,), which every map beats."""
+    return replace(encoding, base_embedding=-vlscore.unit(text))
 
 
 @torch.inference_mode()
@@ -52,11 +49,12 @@ def measure(name: str, ask: study_sets.Ask) -> dict:
     """Change -> its `judge` for one prompt, and the share of the varying maps that the floor keeps."""
     options = vlscore.EncodingOptions(keep=study_sets.KEEP, refined=not study_sets.load(name).is_vit)
     encoding = study_sets.read(name, ask.path, options).without_refinement()
-    s, base = vlscore.scores(encoding, study_sets.embed_class(name, ask.names))
+    text = study_sets.embed_class(name, ask.names)
     heats = {MEAN: vlscore.mean_map(encoding)}
     for change, (floor, temperature) in CHANGES.items():
-        w = weigh(s, base, floor, temperature or encoding.temperature)
-        heats[change] = None if w is None else torch.einsum("k,khw->hw", w, encoding.maps).relu()
+        each = encoding if floor else without_floor(encoding, text)
+        heats[change] = vlscore.saliency(each, text, temperature or encoding.temperature)
+    s, base = vlscore.scores(encoding, text)
     kept = (s > base)[vlscore.varies(encoding.maps)].float().mean().item()
     return {"kept": kept, "judged": {change: judge(heat, encoding, ask) for change, heat in heats.items()}}
 

@@ -1,9 +1,8 @@
-"""The study of the floor and the temperature: its whole method is VL-Score, its rows are counted by hand."""
+"""The study of the floor and the temperature: weights without the floor, and rows counted by hand."""
 
 import json
 
 import measure_floor as study
-import pytest
 import torch
 
 import vlscore
@@ -11,25 +10,25 @@ import vlscore
 CHAPTER = study.OUT.parents[1] / "notebooks" / "03_vl_score.ipynb"
 
 
-def test_the_whole_method_is_vl_score(scenes_rn, drawn):
+def test_without_the_floor_every_map_has_its_softmax_weight(scenes_rn, drawn):
     photo = vlscore.read_dataset(drawn).photos[0]
     encoding = vlscore.encode(scenes_rn, photo.path, keep=8)
     text = scenes_rn.encode_text(["an image of a red cross."])[0]
     s, base = vlscore.scores(encoding, text)
+    assert (s <= base).any()  # else the floor would change nothing
     for temperature in (encoding.temperature, 1.0):
-        found = study.weigh(s, base, True, temperature)
-        torch.testing.assert_close(found, vlscore.weights(encoding, text, temperature))
+        found = vlscore.weights(study.without_floor(encoding, text), text, temperature)
+        torch.testing.assert_close(found, (s / temperature).softmax(0))
 
 
-def test_weights_with_and_without_the_floor_by_hand():
-    s, base = torch.tensor([0.30, 0.26, 0.21]), torch.tensor(0.22)
-    kept = study.weigh(s, base, True, 0.05)
-    assert kept.tolist() == pytest.approx([0.690, 0.310, 0.0], abs=1e-3)  # the worked example of chapter 03
-    every = study.weigh(s, base, False, 0.05)
-    assert every.tolist() == pytest.approx((s / 0.05).softmax(0).tolist())
-    best = study.weigh(s, base, *study.CHANGES["τ → 0: the best map alone"])
-    assert best.tolist() == [1, 0, 0]
-    assert study.weigh(s, torch.tensor(0.4), True, 1.0) is None
+def test_the_best_map_alone_is_what_a_tiny_temperature_leaves(scenes_rn, drawn):
+    photo = vlscore.read_dataset(drawn).photos[0]
+    encoding = vlscore.encode(scenes_rn, photo.path, keep=8)
+    text = scenes_rn.encode_text(["an image of a red cross."])[0]
+    _, temperature = study.CHANGES["τ → 0: the best map alone"]
+    found = vlscore.weights(encoding, text, temperature)
+    assert found.argmax() == vlscore.scores(encoding, text)[0].argmax()
+    assert found.max() > 0.99
 
 
 def record(**hits):
