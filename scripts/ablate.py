@@ -15,7 +15,9 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
 
+import choose_vit_refinement
 import numpy as np
+import one_pass_vit
 import torch
 from tqdm import tqdm
 
@@ -36,11 +38,33 @@ SOURCES = {
 }
 
 
+ONE_PASS = {
+    "MaskCLIP": one_pass_vit.maskclip_map,
+    "CLIP Surgery, one block": one_pass_vit.surgery_map,
+}
+
+
 @lru_cache(1)
 def load() -> vlscore.Model:
     """One model and one core for each process."""
     torch.set_num_threads(1)
     return vlscore.load_model(MODEL, "cpu")
+
+
+def read_middle_block(model, photo, refined: vlscore.Encoding) -> dict[str, vlscore.Encoding]:
+    """Encodings by the middle block's keys: components or clusters, at the image's side S or at 3 S.
+
+    Clusters at 3 S are those of the refined method, which has a row of its own.
+    """
+    keys, _ = choose_vit_refinement.read_copy(model, photo.path, 1)
+    large, _ = choose_vit_refinement.read_copy(model, photo.path, 3)
+    found = {
+        "keys of the middle block, 8 components": vlscore.principal_maps(keys[None], 8)[0],
+        "the same at 3 S": vlscore.principal_maps(large[None], 8)[0],
+        "clusters of keys at S": vlscore.cluster_maps(keys),
+    }
+    encode = partial(choose_vit_refinement.encode_maps, model, photo.path, refined)
+    return {name: encode(maps).without_refinement() for name, maps in found.items()}
 
 
 def find_heats(model, photo, text) -> list[tuple]:
@@ -52,7 +76,11 @@ def find_heats(model, photo, text) -> list[tuple]:
         if name == "activation maps, last block":
             similarity = model.similarity_map(encoding.maps, text).relu()
             heats.append(("similarity map", similarity, encoding))
+            for name, find_map in ONE_PASS.items():
+                heats.append((name, find_map(model, photo.path, text).relu(), encoding))
     refined = vlscore.encode(model, photo.path, precision="float32", refined=True)
+    for name, encoding in read_middle_block(model, photo, refined).items():
+        heats.append((name, vlscore.saliency(encoding, text, tau), encoding))
     plain = refined.without_refinement()
     regions = plain.maps
     spread = torch.einsum("k,khw->hw", vlscore.weights(plain, text, tau), regions / regions.sum((1, 2), True))

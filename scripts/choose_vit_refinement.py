@@ -41,24 +41,33 @@ class Variant(NamedTuple):
     prominence: float
 
 
-def encode_clusters(model: vlscore.Model, path, side: float, leaves: int) -> vlscore.Encoding:
-    """Encode an image by the clusters of a copy of another side; the first 2(n - 1) are those of n leaves."""
-    encoding = vlscore.encode(model, path, keep=1, refined=True, precision="float32")
+def read_copy(model: vlscore.Model, path, side: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and output of the middle block for a copy of another side, in S: (C, h, w) each."""
     cells = -(-model.input_size * side // model.stride)
     copy = model.preprocess(path, size=int(cells) * model.stride)[None]
-    wanted = [(model.fine_layer, "key"), (model.fine_layer, "activation")]
-    keys, features = model.read_layers(copy, wanted)
-    clusters = vlscore.cluster_maps(keys[0], leaves)
+    keys, features = model.read_layers(copy, [(model.fine_layer, "key"), (model.fine_layer, "activation")])
+    return keys[0], features[0]
+
+
+def encode_maps(model: vlscore.Model, path, encoding: vlscore.Encoding, maps) -> vlscore.Encoding:
+    """The refined encoding of an image with other maps (C, h, w) of any grid as its masks."""
     encoder, pixels = vlscore.fast_encoder(model, "float32"), model.preprocess(path)
-    batches = [encoder(pixels.expand(len(each), -1, -1, -1), each) for each in clusters.split(BATCH)]
+    batches = [encoder(pixels.expand(len(each), -1, -1, -1), each) for each in maps.split(BATCH)]
     return replace(
         encoding,
-        maps=clusters,
-        indices=torch.arange(len(clusters)),
+        maps=maps,
+        indices=torch.arange(len(maps)),
         mask_embeddings=torch.cat(batches),
-        scales=(vlscore.Scale(clusters),),
-        features=F.normalize(features[0], dim=0),
+        scales=(vlscore.Scale(maps),),
     )
+
+
+def encode_clusters(model: vlscore.Model, path, side: float, leaves: int) -> vlscore.Encoding:
+    """Encode an image by the clusters of a copy of another side; the first 2(n - 1) are those of n leaves."""
+    keys, features = read_copy(model, path, side)
+    encoding = vlscore.encode(model, path, keep=1, refined=True, precision="float32")
+    encoding = encode_maps(model, path, encoding, vlscore.cluster_maps(keys, leaves))
+    return replace(encoding, features=F.normalize(features, dim=0))
 
 
 def keep_leaves(encoding: vlscore.Encoding, leaves: int) -> vlscore.Encoding:

@@ -2,9 +2,10 @@
 
     python scripts/compare_passes.py ROOT     # from the encodings of `study_sets.py`, 40 minutes
 
-Zero masked passes are the similarity map and the mean of all maps.  Refined and without the text, the seed
-is the mean of all maps.  Every row stands at the CAM threshold that is best for it on the same images, which
-favours some methods more than others.  A set of images that is already in the file is not measured again.
+Zero masked passes are the similarity map and the mean of all maps, and for a ViT also the maps of
+`one_pass_vit.py`.  Refined and without the text, the seed is the mean of all maps.  Every row stands at the
+CAM threshold that is best for it on the same images, which favours some methods more than others.  A set of
+images that is already in the file is not measured again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import one_pass_vit
 import results
 import study_sets
 import torch
@@ -28,6 +30,21 @@ OUT = Path(__file__).parents[1] / "data" / "passes.json"
 KEEPS = (8, 16, 32, 64, 128)
 MODELS = ("lite0-minilm", "scenes-rn", "scenes-vit")
 MEAN, PLAIN, REFINED, TEXTLESS = "mean of all maps", "plain", "refined", "refined without text"
+MASKCLIP, MASKCLIP_REFINED = "MaskCLIP", "MaskCLIP, refined"  # of a ViT
+SURGERY, SURGERY_REFINED = "CLIP Surgery, one block", "CLIP Surgery, one block, refined"
+BASES = {  # what needs no masked pass -> the method that it is compared with
+    MEAN: PLAIN,
+    TEXTLESS: REFINED,
+    MASKCLIP: PLAIN,
+    MASKCLIP_REFINED: REFINED,
+    SURGERY: PLAIN,
+    SURGERY_REFINED: REFINED,
+}
+METHODS = (PLAIN, REFINED, *BASES)
+ONE_PASS = {  # of a ViT: plain and refined -> how to find its map
+    (MASKCLIP, MASKCLIP_REFINED): one_pass_vit.maskclip_map,
+    (SURGERY, SURGERY_REFINED): one_pass_vit.surgery_map,
+}
 
 
 def with_passes(encoding: vlscore.Encoding, keep: int) -> vlscore.Encoding:
@@ -57,6 +74,16 @@ def without_passes(model, plain, refined, text) -> dict[str, tuple]:
     sides = refined.input_size  # `refine` enlarges its maps in this way
     heats = {REFINED: vlscore.upsample(named, sides), TEXTLESS: vlscore.upsample(seen, sides)}
     return found | {method: (heat, refined) for method, heat in heats.items()}
+
+
+def find_one_pass(model, path, plain, refined, text) -> dict[str, tuple]:
+    """The heat map of each of `ONE_PASS` for a ViT, and the encoding to cut boxes with."""
+    grid, sides, found = refined.features.shape[1:], refined.input_size, {}
+    for (name, name_refined), find_map in ONE_PASS.items():
+        heat = find_map(model, path, text).relu()
+        spread = vlscore.diffuse(vlscore.upsample(heat, grid), refined.features)
+        found |= {name: (heat, plain), name_refined: (vlscore.upsample(spread, sides), refined)}
+    return found
 
 
 def least_for_all(count: int) -> float:
@@ -109,6 +136,8 @@ def measure(name: str, exact: frozenset, ask: study_sets.Ask) -> dict:
             heats = {None: find_heats(model, plain, refined, text, None)}
         else:
             heats = {0: without_passes(model, plain, refined, text)}
+            if model.is_vit:
+                heats[0] |= find_one_pass(model, ask.path, plain, refined, text)
             heats |= {passes: find_heats(model, plain, refined, text, passes) for passes in KEEPS}
         for passes, methods in heats.items():
             found |= {(method, passes): judge(*pair, ask) for method, pair in methods.items()}
@@ -150,11 +179,12 @@ def table(name: str, asks: list[study_sets.Ask], records: list[dict]) -> list[di
     """A row for each method and number of passes of a model, with its paired differences.
 
     A gain is over the same method without a masked pass.  A row is also compared with the most passes of its
-    method, and refined with plain at as many passes; with 128 passes, also at the model's own thresholds.
+    method, with what needs no masked pass, and refined with plain at as many passes; with 128, also at the
+    model's own thresholds.
     """
     rows, keys = [], sorted({key for record in records for key in record}, key=order)
     for method, passes in keys:
-        base = REFINED if method == TEXTLESS else PLAIN if method == MEAN else method
+        base = BASES.get(method, method)
         most = max(count for each, count in keys if each == method and count is not None)
         here = [n for n, record in enumerate(records) if (method, passes) in record]
 
@@ -179,6 +209,9 @@ def table(name: str, asks: list[study_sets.Ask], records: list[dict]) -> list[di
             "peak_gain": vlscore.paired_difference(peak, base_peak),
             "over_most_passes": vlscore.paired_difference(hit, look_at(method, most)[0]),
         }
+        if passes != 0:
+            rivals = [each for each, base in BASES.items() if base == method and (each, 0) in keys]
+            row["over"] = {each: vlscore.paired_difference(hit, look_at(each, 0)[0]) for each in rivals}
         if method == REFINED and all((PLAIN, passes) in records[n] for n in here):
             row["over_plain"] = vlscore.paired_difference(hit, look_at(PLAIN, passes)[0])
             if passes == study_sets.KEEP:
@@ -194,7 +227,7 @@ def table(name: str, asks: list[study_sets.Ask], records: list[dict]) -> list[di
 
 def order(key: tuple) -> tuple:
     method, passes = key
-    return (MEAN, PLAIN, REFINED, TEXTLESS).index(method), float("inf") if passes is None else passes
+    return METHODS.index(method), float("inf") if passes is None else passes
 
 
 def look(judged: list[dict]) -> tuple[np.ndarray, np.ndarray, int]:

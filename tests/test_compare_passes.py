@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import compare_passes as passes
+import one_pass_vit
 import pytest
 import study_sets
 import torch
@@ -61,6 +62,20 @@ def test_without_a_masked_pass_nothing_depends_on_mask_embeddings(name, drawn):
         assert not torch.equal(found[method][0], again[method][0])
 
 
+def test_a_vit_has_the_maps_of_other_methods_too(drawn):
+    model, ask = study_sets.load("scenes-vit"), study_sets.read_asks(drawn)[0]
+    text = vlscore.class_embedding(model, ask.names)
+    plain, refined = (
+        vlscore.encode(model, ask.path, keep=1, precision="float32", refined=each) for each in (False, True)
+    )
+    found = passes.find_one_pass(model, ask.path, plain, refined, text)
+    assert {*found} == {*passes.METHODS} - {passes.PLAIN, passes.REFINED, passes.MEAN, passes.TEXTLESS}
+    heat, encoding = found[passes.MASKCLIP]
+    assert torch.equal(heat, one_pass_vit.maskclip_map(model, ask.path, text).relu()) and encoding is plain
+    heat, encoding = found[passes.MASKCLIP_REFINED]
+    assert heat.shape == (model.input_size,) * 2 and encoding is refined
+
+
 def judged(iou, found, in_box):
     return {"iou": iou, "found": found, "in_box": in_box, "on_side": in_box}
 
@@ -72,10 +87,11 @@ def test_a_row_compares_with_the_same_method_without_a_pass():
         {
             ("plain", 0): judged(hit if n == 0 else nothing, [2 * (n == 0)] * A, n == 0),
             ("plain", 8): judged(hit if n < 3 else nothing, [n < 3] * A, True),
+            (passes.MEAN, 0): judged(hit if n > 1 else nothing, [n > 1] * A, True),
         }
         for n in range(4)
     ]
-    zero, eight = passes.table("scenes-rn", asks, records)
+    zero, eight, mean = passes.table("scenes-rn", asks, records)
     assert (zero["passes"], eight["passes"]) == (0, 8)
     assert eight["threshold"] == passes.THRESHOLDS[4]
     assert (zero["gt_known"]["value"], eight["gt_known"]["value"]) == (0.25, 0.75)
@@ -83,6 +99,10 @@ def test_a_row_compares_with_the_same_method_without_a_pass():
     assert eight["gain"]["value"] == 0.5
     assert eight["peak_gain"]["value"] == 0.75
     assert zero["gain"]["value"] == 0
+    assert mean["gain"]["value"] == 0.25
+    assert eight["over"] == {passes.MEAN: eight["over"][passes.MEAN]}
+    assert eight["over"][passes.MEAN]["value"] == 0.25
+    assert "over" not in zero
     assert zero["over_most_passes"]["value"] == -0.5
     assert eight["over_most_passes"]["value"] == 0
     assert "peak_on_side" not in eight
@@ -148,6 +168,7 @@ def test_the_stored_rows_agree_with_one_another(model, found):
     counts = [0, *passes.KEEPS]
     if model == "scenes-vit":
         expected = {(passes.PLAIN, n) for n in counts} | {(passes.REFINED, n) for n in counts if n <= 64}
+        expected |= {(method, 0) for methods in passes.ONE_PASS for method in methods}
     else:
         expected = {(method, n) for method in (passes.PLAIN, passes.REFINED) for n in counts}
     expected |= {(passes.MEAN, 0), (passes.TEXTLESS, 0)}
@@ -155,9 +176,15 @@ def test_the_stored_rows_agree_with_one_another(model, found):
     for (method, count), row in rows.items():
         if count != "all":
             assert row["images"] == found["images"]
-            base = {passes.MEAN: passes.PLAIN, passes.TEXTLESS: passes.REFINED}.get(method, method)
+            base = passes.BASES.get(method, method)
             gain = row["gt_known"]["value"] - rows[base, 0]["gt_known"]["value"]
             assert row["gain"]["value"] == pytest.approx(gain, abs=2e-6)
+            for other, difference in row.get("over", {}).items():
+                above = row["gt_known"]["value"] - rows[other, 0]["gt_known"]["value"]
+                assert difference["value"] == pytest.approx(above, abs=2e-6)
+            assert set(row.get("over", ())) == {
+                other for other, zero in expected if zero == 0 < count and passes.BASES.get(other) == method
+            }
             most = max(n for each, n in expected if each == method)
             below = row["gt_known"]["value"] - rows[method, most]["gt_known"]["value"]
             assert row["over_most_passes"]["value"] == pytest.approx(below, abs=2e-6)
