@@ -12,6 +12,7 @@ from diagrams import svg
 from diagrams_field import field
 from diagrams_method import score_cam, vl_score
 from diagrams_models import clip, resnet, vit_block
+from diagrams_results import overview
 from diagrams_worked import worked_example
 
 OUT = Path(__file__).parents[1] / "book" / "_static" / "diagrams"
@@ -74,6 +75,13 @@ DRAWINGS = (  # function, title, description
         "gScoreCAM and VL-Score mask the image with each map, and weight the map by the score of the masked "
         "image. MaskCLIP, CLIP Surgery and GEM compare the embedding of each cell with that of the text. "
         "TokenCut and LOST read no text, and separate the cells that are unlike the others.",
+    ),
+    (
+        overview,
+        "The constant box, plain and refined VL-Score on seven sets of images",
+        "GT-known localization with 95 % intervals. Refined VL-Score is above plain on each set. The "
+        "constant box is close to plain VL-Score on photos of raccoons and of ImageNet, lower on photos of "
+        "kangaroos, and far lower on pairs of photos and on drawn scenes.",
     ),
 )
 

@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 
 import diagrams
+import diagrams_results
 import draw_diagrams
 import matplotlib
 import pytest
@@ -274,3 +275,17 @@ def test_the_description_has_the_numbers_of_the_drawing():
     words = read("worked_example.svg").find(f"{SVG}desc").text
     numbers = [*(f"{each:.2f}" for each in (*GIVEN.scores, GIVEN.base, *GIVEN.weights[:2])), str(GIVEN.box)]
     assert [each for each in numbers if each not in words] == []
+
+
+def test_the_overview_has_readme_s_results():
+    """By the rows of README's table, in percent; its row of layer3 is on the results page only."""
+    found = diagrams_results.read_results()
+    sets = {"raccoons": "Photos of raccoons, held out", "ImageNet": "Photos of ImageNet"}
+    sets |= {"kangaroos": "Photos of kangaroos", "side by side": "Pairs of photos"}
+    sets |= {"drawn scenes": "Drawn scenes, scenes-rn, layer4", "the same": "Drawn scenes, scenes-vit"}
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for words, name in sets.items():
+        (row,) = re.findall(rf"^\|[^|]*\|[^|]*{words}[^|]*\|(.*)\|$", readme, re.MULTILINE)
+        shown = [float(cell.strip(" *").split("**")[0]) for cell in row.split("|")]
+        values = [found[name][method]["value"] for method in ("constant", "plain", "refined")]
+        assert shown == [pytest.approx(100 * value, abs=0.051) for value in values]
