@@ -95,13 +95,13 @@ def encode(model: Model, image, *values, progress=iter, **options) -> Encoding:
 
 
 def encode_images(model: Model, images: list, options: EncodingOptions, progress=iter) -> list[Encoding]:
-    """Encode several images in shared batches, which keeps a GPU busy; see `encode`.
+    """Encode several images in shared batches, which keeps a GPU busy: a list of `Encoding`, see `encode`.
 
     Args:
         model: from `load_model`.
         images: paths or PIL images.
-        options: how to encode them.
-        progress: a function that wraps the list of batches.
+        options: how to encode them, the same for all.
+        progress: a function that wraps the list of batches, such as `tqdm.tqdm`.
     """
     options.check()
     batch_size = options.batch_size or choose_batch_size(model)
@@ -149,11 +149,11 @@ def encode_images(model: Model, images: list, options: EncodingOptions, progress
 
 
 def scores(encoding: Encoding, text_embedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the scores s (C,) of a text and its base score s_b (): cosines in [-1, 1], float32.
+    """Compare a text with each masked image and the empty one: s (C,) and s_b (), cosines in [-1, 1].
 
     Args:
         encoding: the encoded image.
-        text_embedding: (D,), of any norm, as from `Model.encode_text`.
+        text_embedding: (D,), of any norm, a row of what `Model.encode_text` returns.
     """
     text = unit(text_embedding.cpu())
     # Row by row in the same order, so that equal embeddings have equal scores.
@@ -162,7 +162,7 @@ def scores(encoding: Encoding, text_embedding: torch.Tensor) -> tuple[torch.Tens
 
 
 def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float = 1.0):
-    r"""Compute the weights w (C,) of the maps for a text, or None if no map scores above the base score.
+    r"""Weigh the maps by how well they fit a text: w (C,), with sum 1; None if none is above the base score.
 
     .. math:: w_k = \exp(s_k/\tau) / \sum_{s_j > s_b} \exp(s_j/\tau) \text{ if } s_k > s_b, \text{ else } 0
 
@@ -185,7 +185,7 @@ def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float
 
 
 def saliency(encoding: Encoding, text_embedding: torch.Tensor, temperature: float = 1.0):
-    r"""Compute the saliency map of a text: (h, w), 0 or more; None if no map scores above the base score.
+    r"""Sum the weighted maps of a text: a saliency map (h, w), 0 or more; None if there are no weights.
 
     It is :math:`\mathrm{relu}(\sum_k w_k A_k)`, with the `weights` :math:`w` and the raw maps :math:`A`.  If
     the encoding was made with ``refined=True``, it is refined, and (S, S) in [0, 1], see `refine`.
@@ -207,7 +207,7 @@ def saliency(encoding: Encoding, text_embedding: torch.Tensor, temperature: floa
 
 
 def p_absent(encoding: Encoding, text_embedding: torch.Tensor, others: torch.Tensor) -> float:
-    """Compute a p-value, in (0, 1], for the hypothesis that the image does not show what a text names.
+    """Rank a text among others by how well they fit an image: p in (0, 1], small if the image shows it.
 
     A text's fit is its highest score, of the maps that went through the encoder, plus its cosine with the
     whole image.  If m of N other texts fit better, :math:`p = (1 + m) / (1 + N)`, as in a permutation test
@@ -293,7 +293,7 @@ def find_boxes(
         saliency: (h, w), see `saliency`; None gives no boxes.
         encoding: the encoded image.
         threshold: α in (0, 1), for the map scaled to [0, 1]; None means the model's, ``encoding.threshold``.
-        min_area: components smaller than this share of the image's area are dropped.
+        min_area: a share of the image's area, in [0, 1); smaller components are dropped.
 
     Returns:
         A box (x0, y0, x1, y1) around each 4-connected component, the largest first, in whole pixels of the
@@ -303,13 +303,13 @@ def find_boxes(
 
 
 def sweep_boxes(saliency, encoding: Encoding, thresholds, min_area: float = 0.001) -> list[list[tuple]]:
-    """Cut the boxes of `find_boxes` at several CAM thresholds, upsampling the saliency map only once.
+    """Cut boxes at several CAM thresholds, upsampling the map only once: a list for each, as `find_boxes`.
 
     Args:
         saliency: (h, w), see `saliency`; None gives no boxes.
         encoding: the encoded image.
         thresholds: values of α in (0, 1); None among them means ``encoding.threshold``.
-        min_area: see `find_boxes`.
+        min_area: a share of the image's area, see `find_boxes`.
     """
     alphas = [encoding.threshold if each is None else each for each in thresholds]
     for alpha in alphas:
@@ -340,7 +340,7 @@ def localize(
         prompt: such as ``"an image of a cat."``
         temperature: τ > 0; None means the model's own, ``encoding.temperature``.
         threshold: α in (0, 1); None means the model's own, ``encoding.threshold``.
-        options: fields of `EncodingOptions` such as ``keep``; not used if ``image`` is an `Encoding`.
+        options: fields of `EncodingOptions` such as ``keep``; ignored if ``image`` is an `Encoding`.
 
     Raises:
         VLScoreError: the image cannot be read, the prompt cannot be embedded, or an option is out of range.
@@ -370,8 +370,8 @@ class Labeller:
     """Find the objects of several classes in photos, one photo at a time.
 
     Call a labeller with a photo's path to get its `LabelledPhoto`.  A class whose `p_absent` is above
-    `PRESENT` is left out.  A box's score is the model's confidence in the class, see `judge_presence`, times
-    the highest value of the heat map in the box, as a share of the map's maximum.
+    `PRESENT` is left out.  A box's score, in [0, 1], is the model's confidence in the class, see
+    `judge_presence`, times the peak of the heat map in the box, as a share of its peak in the photo.
 
     Args:
         model: from `load_model`.
@@ -381,7 +381,7 @@ class Labeller:
         encodings_limit: the largest size of that folder in GB, see `EncodingStore`; None sets no limit.
         temperature: τ > 0; None means the model's own.
         threshold: α in (0, 1); None means the model's own.
-        min_score: boxes with a lower score are left out.
+        min_score: in [0, 1]; boxes with a lower score are left out.
         options: the fields of `EncodingOptions`; ``refined`` is True by default.
 
     Raises:
@@ -477,7 +477,7 @@ def label(model: Model, paths, classes, **options):
 
     Args:
         model: from `load_model`.
-        paths: the photos' paths.
+        paths: the photos' paths, such as `find_photos` returns.
         classes: see `Labeller`.
         options: further arguments of `Labeller`.
     """
@@ -523,7 +523,7 @@ def evaluate(
         options: the fields of `Protocol`.
 
     Raises:
-        VLScoreError: an option is out of range, or the folder holds another run.
+        VLScoreError: an option is out of range, the folder holds another run, or a photo cannot be read.
     """
     pandas = import_extra("pandas", "evaluation")
     import_extra("pyarrow", "evaluation")  # report a missing package before hours of work
@@ -704,13 +704,13 @@ def score_absent_class(
 
 
 def playground(model: Model, image=None, prompt: str = TEMPLATE.format("cat"), keep: int | None = 128):
-    """Build a notebook widget to try VL-Score, to end a cell with: photo, prompt, layer, maps, τ and α.
+    """Build a notebook widget to try VL-Score by hand, with controls for photo, prompt, layer, maps, τ and α.
 
     Args:
         model: from `load_model`.
         image: a path or a PIL image to start with; None waits for an upload.
         prompt: the prompt to start with.
-        keep: how many maps go through the encoder, see `select_maps`.
+        keep: how many maps go through the encoder; None means all, see `select_maps`.
     """
     return build_playground(model, partial(encode, model, keep=keep), partial(localize, model), image, prompt)
 

@@ -184,7 +184,7 @@ def find_peak(saliency: torch.Tensor, encoding: Encoding) -> tuple[float, float]
     Cells are placed as in `make_masks`: the corner cells lie in the corners of the input.
 
     Args:
-        saliency: (h, w).
+        saliency: (h, w), see `saliency`.
         encoding: the encoded image.
     """
     h, w = saliency.shape
@@ -208,8 +208,8 @@ def find_box_at(point, boxes) -> int | None:
     """Find the first box that contains a point: its index, or None.
 
     Args:
-        point: (x, y).
-        boxes: (x0, y0, x1, y1) each.  Unlike elsewhere, a point on the right or lower edge counts as inside.
+        point: (x, y) in pixels.
+        boxes: (x0, y0, x1, y1) each, in pixels.  Unlike elsewhere, the right and lower edges count as inside.
     """
     x, y = point
     return next((n for n, (x0, y0, x1, y1) in enumerate(boxes) if x0 <= x <= x1 and y0 <= y <= y1), None)

@@ -50,10 +50,10 @@ class Encoding:
         temperature: the model's τ.
         threshold: the model's α; if ``refined``, its α for refined maps.
         scales (tuple[Scale, ...]): the image at several sizes, for `refine`; empty if not ``refined``.
-        features: (F, h, w), features of a finer layer, for `refine`; None if not ``refined``.
+        features: (F, h, w), unit, features of a finer layer, for `refine`; None if not ``refined``.
         family: of the image encoder, ``"cnn"`` or ``"vit"``.
         refined: whether saliency maps and boxes are refined.
-        prominence: how far a peak of a refined map must rise, see `split_instances`.
+        prominence: in [0, 1], how far a peak of a refined map must rise, see `split_instances`.
     """
 
     model: str
@@ -84,7 +84,7 @@ class Encoding:
         return replace(self, refined=False)
 
     def save(self, path) -> None:
-        """Write the encoding to a safetensors file, atomically."""
+        """Write the encoding to a safetensors file, atomically, without rounding."""
         from safetensors.torch import save
 
         tensors, facts = {}, {}
@@ -138,10 +138,10 @@ class Localization:
         present: whether a map scores above the base score and, if the encoding was made with
             ``refined=True``, ``p_absent`` is at most `PRESENT`.
         boxes: (x0, y0, x1, y1) in pixels of the original image, see `find_boxes`; empty if absent.
-        saliency: (h, w), see `saliency`; None if absent.
+        saliency: (h, w), or (S, S) if refined, see `saliency`; None if absent.
         score: the highest score of a map, a cosine in [-1, 1].
-        base_score: s_b, the score of the empty image.
-        p_absent: see the function `p_absent`; None if the encoding is not refined.
+        base_score: s_b, the score of the empty image, a cosine in [-1, 1].
+        p_absent: in (0, 1], see the function `p_absent`; None if the encoding is not refined.
     """
 
     prompt: str

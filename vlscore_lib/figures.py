@@ -21,9 +21,9 @@ def draw_localizations(image, localizations: list[Localization], encoding: Encod
 
     Args:
         image: a path or a PIL image, the one that was encoded.
-        localizations: the answers, one for each row.
+        localizations: the answers, one for each row; at least one.
         encoding: the encoded image.
-        title: plain text above the figure.
+        title: plain text above the figure; longer than 60 characters, it is cut.
 
     Returns:
         A matplotlib Figure; its method ``savefig`` writes it.
@@ -62,7 +62,7 @@ def show_heat(panel, image, saliency: torch.Tensor | None, encoding: Encoding | 
     Args:
         panel: the Axes.
         image: a path or a PIL image, the one that was encoded, or a smaller copy of it.
-        saliency: (h, w); None shows only the photo, in colour.
+        saliency: (h, w), of any range; None shows only the photo, in colour.
         encoding: the encoded image, which places the map; without it, the map covers the whole photo.
     """
     image = load_image(image)
@@ -98,7 +98,7 @@ def show_boxes(panel, boxes, colour: str = BOX_COLOUR, **style) -> None:
 
     Args:
         panel: the Axes.
-        boxes: (x0, y0, x1, y1) each, in pixels of the photo, half-open.
+        boxes: (x0, y0, x1, y1) each, in pixels of the original photo, half-open.
         colour: any colour of matplotlib.
         style: options of `matplotlib.patches.Rectangle`.
     """
@@ -113,9 +113,8 @@ def show_boxes(panel, boxes, colour: str = BOX_COLOUR, **style) -> None:
 def draw_case_study(image, rows: dict[str, tuple], prompts=(), count: int = 4):
     """Draw the maps of several sources, one source in each row, followed by its saliency map for each prompt.
 
-    The report's figures 7, 11 and 12 are of this kind.
-
-    If a prompt is absent, the photo is shown without a map.
+    The report's figures 7, 11 and 12 are of this kind.  If a prompt is absent, the photo is shown without a
+    map.
 
     Args:
         image: a path or a PIL image, the one that was encoded.
@@ -157,7 +156,7 @@ def render_jpeg(figure, dpi: int = 80) -> bytes:
 
     Args:
         figure: the Figure.
-        dpi: dots per inch.
+        dpi: dots per inch; the width in pixels is ``dpi`` times the figure's width in inches.
 
     Returns:
         The bytes of the file.
@@ -174,7 +173,7 @@ def draw_overlay(image, saliency, encoding: Encoding, boxes=(), title: str = "",
 
     Args:
         image: a path or a PIL image, the one that was encoded, or a smaller copy of it.
-        saliency: (h, w); None shows only the photo.
+        saliency: (h, w), of any range; None shows only the photo.
         encoding: the encoded image.
         boxes: (x0, y0, x1, y1) each, in pixels of the original image.
         title: text above the photo; it is cut if it does not fit.

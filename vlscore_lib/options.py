@@ -13,18 +13,18 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class EncodingOptions:
-    """How an image is encoded.
+    """The options of `encode`: which maps are read, how many of them are encoded, and how.
 
     Attributes:
         layer: name of the layer that the maps come from; None means the model's last, or for a refined ViT
             its ``fine_layer``.
         maps: kind of maps, one of `MAPS`, see `Model.feature_maps`.
-        pca: number of principal components of query, key or value maps; None takes the maps themselves.
-        keep: how many maps go through the encoder: a number, a share in (0, 1) of their variance, or None for
-            all.  See `select_maps`.
+        pca: take this number of principal components of query, key or value maps; None takes the maps.
+        keep: how many maps go through the encoder: a number of 1 or more, a share in (0, 1) of their
+            variance, or None for all.  See `select_maps`.
         precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` on a GPU, or ``"auto"``, see
             `choose_precision`.
-        batch_size: number of masked images encoded at once; None means `choose_batch_size`.
+        batch_size: number of masked images encoded at once, 1 or more; None means `choose_batch_size`.
         fit: ``"squash"``, ``"crop"`` or ``"pad"``, see `fit_region`.
         refined: whether saliency maps and boxes are refined, see `refine` and `split_instances`.
     """

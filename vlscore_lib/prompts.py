@@ -50,7 +50,11 @@ def prompt_templates(templates: str) -> tuple[str, ...]:
     """Return a set of prompt templates; each has ``{}`` in place of the class's name.
 
     Args:
-        templates: ``"report"`` for the report's one prompt, ``"clip"`` for the 80 of CLIP's authors.
+        templates: ``"report"`` for the report's one prompt, ``"clip"`` for the 80 of CLIP's authors (package
+            open-clip-torch).
+
+    Raises:
+        VLScoreError: the package is not installed.
     """
     if templates == "report":
         return (TEMPLATE,)

@@ -26,7 +26,7 @@ def cluster_maps(features: torch.Tensor, leaves: int = LEAVES) -> torch.Tensor:
 
     Args:
         features: (F, h, w).
-        leaves: how many regions the image is cut into at the end.
+        leaves: how many regions the image is cut into at the end, 2 or more.
     """
     from scipy.sparse import csr_matrix
     from sklearn.cluster import ward_tree
@@ -43,14 +43,14 @@ def cluster_maps(features: torch.Tensor, leaves: int = LEAVES) -> torch.Tensor:
 
 
 class Sharpening(NamedTuple):
-    """How `sharpen` fits a seed to features.
+    """The constants of `sharpen` and `discriminate`.
 
     The defaults were chosen by ``scripts/choose_refinement.py``.
 
     Attributes:
-        repeats: number of sharpening passes.
-        confidence: the power of the seed that weighs a cell as object.
-        border: factor by which cells near the border of the image weigh more as background.
+        repeats: number of sharpening passes, 0 or more.
+        confidence: the power of the seed that weighs a cell as object, above 0.
+        border: factor by which cells near the border of the image weigh more as background; 1 for no more.
         shrinkage: how far, in [0, 1], the covariance is shrunk towards equal variances without correlation.
     """
 
@@ -69,7 +69,7 @@ def gather_evidence(
     """Gather three maps of evidence for a CNN's object, each summed over the scales: (3, h, w), 0 or more.
 
     They are the weighted sum of the maps, the similarity map (see `Model.similarity_map`), and the mean of
-    the maps, which depends on no text.
+    the maps, which depends on no text.  Each scale adds values from 0 to 1.
 
     Args:
         scales: from `read_scales`.
@@ -202,7 +202,7 @@ def split_instances(heat: np.ndarray, prominence: float) -> tuple[np.ndarray, np
 
     Args:
         heat: (S, S) in [0, 1].
-        prominence: a share of the map's range.
+        prominence: a share of the map's range, in [0, 1].
 
     Returns:
         Two arrays (S, S) of integers.  The first has the numbers of the peaks, from 1, and 0 elsewhere; the

@@ -53,12 +53,15 @@ SUPERSAMPLING = 3  # of an object's outline, for smooth edges
 
 
 def class_names() -> list[str]:
-    """Return the usual name of each of the 80 classes."""
+    """Return the usual name of each of the 80 classes, colour by colour; `classes` has another order."""
     return [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
 
 def classes() -> list[tuple[str, list[str]]]:
-    """Return the 80 classes by index: the number, like ImageNet's wnid, and the names, the usual first."""
+    """Return the 80 classes in the order of their index, as pairs: a number like ImageNet's wnid, and names.
+
+    The first of a class's two or three names is the usual one.
+    """
     found = []
     for shape, other_shape in SHAPES.items():
         for colour, (*_, other_colour) in COLOURS.items():
@@ -207,7 +210,7 @@ def overlap(box, other) -> float:
 
 
 def draw_scene(rng, size: tuple[int, int], objects: int | None = None, same: bool = False):
-    """Draw one scene.
+    """Draw one scene: an image, and the class and the box of each object in it.
 
     Args:
         rng: a NumPy Generator, such as `scene_rng` returns.
@@ -216,8 +219,8 @@ def draw_scene(rng, size: tuple[int, int], objects: int | None = None, same: boo
         same: whether all objects are of one class.
 
     Returns:
-        An RGB image, and a list of (class index, box).  The first object gives the scene its label.  Boxes
-        are (x0, y0, x1, y1) in pixels, half-open.
+        An RGB image, and a list of (class index, box); the index counts in `classes`.  The first object gives
+        the scene its label.  Boxes are (x0, y0, x1, y1) in pixels, half-open.
     """
     count = int(rng.choice([1, 2, 3], p=[0.2, 0.4, 0.4])) if objects is None else objects
     largest = {1: 0.34, 2: 0.29, 3: 0.25}[count]  # radius as a share of the shorter side

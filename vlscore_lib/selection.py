@@ -28,7 +28,7 @@ def mask_cells(maps: torch.Tensor) -> torch.Tensor:
 
 
 def mask_similarity(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    r"""Compute how similar masks are: (C, K), 1 if equal.
+    r"""Compute how similar masks are: (C, K), from 0 to 1, where 1 means equal.
 
     The similarity is :math:`\exp(-d^2 / (2 \cdot 0.5^2))`, where :math:`d` is the distance of two points of
     `mask_cells`.

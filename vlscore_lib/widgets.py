@@ -24,6 +24,9 @@ def make_picture_slider(pictures: list[bytes], labels: list[str], name: str, sta
 
     Returns:
         An ipywidgets box to end a cell with.
+
+    Raises:
+        VLScoreError: ipywidgets is not installed.
     """
     ipywidgets = import_extra("ipywidgets", "notebooks")
 

@@ -80,10 +80,10 @@ def read_dataset(
         boxes: the folder of XML files, or the file of COCO or YOLO; None means to look for it.
         names: ImageNet's names of classes, ``"imagenet"`` or ``"clip"``, see `imagenet_classes`.
         limit: keep at most this many photos, after all other choices; ``first`` counts before them.
-        first: take the first n photos, in the order of their names.
+        first: take the first n photos, 1 or more, in the order of their names.
         ids: a file that names the photos to take, one in each line.
-        sample: take this number of photos at random.
-        seed: seed of the random choice.
+        sample: take this number of photos at random, 1 or more.
+        seed: seed of the random choice, 0 or more.
         blacklist: a file that lists photos to leave out, one in each line, by name, or by number in
             ImageNet's development kit.
         skip_bad: leave out photos that cannot be used.

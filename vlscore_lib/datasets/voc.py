@@ -15,7 +15,7 @@ from vlscore_lib.errors import MissingPackageError, VLScoreError, import_extra
 
 @dataclass(frozen=True)
 class AnnotatedPhoto:
-    """A photo with ground truth.
+    """A photo of a data set with its class, its size and the true boxes of its objects.
 
     Attributes:
         path: path of the image file.
@@ -42,11 +42,11 @@ class AnnotatedPhoto:
 
     @property
     def boxes(self):
-        """The boxes of the objects of the photo's class."""
+        """The boxes (x0, y0, x1, y1) of the objects of the photo's class, in pixels, half-open."""
         return self.boxes_of(self.label)
 
     def boxes_of(self, label: str):
-        """Return the boxes of the objects of one class."""
+        """Return the boxes (x0, y0, x1, y1) of the objects of one class, in pixels, half-open."""
         return [box for each, box in self.objects if each == label]
 
 

@@ -114,7 +114,7 @@ def compute_gscorecam(model: Model, pixels: torch.Tensor, text: torch.Tensor, la
         pixels: (3, S, S), see `Model.preprocess`.
         text: (D,), the text's embedding, of any norm.
         layer: one of the model's layers.
-        k: number of maps.
+        k: largest number of maps that are scored.
     """
     with gradients_from(model.gradient_module(layer)) as outputs:
         score = CosineScorer(model, text)(pixels[None].to(model.device))

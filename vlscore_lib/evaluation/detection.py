@@ -48,14 +48,17 @@ def average_precision(found: list[list[tuple]], truth: list[list[tuple]]) -> dic
     """Compute COCO's detection metrics (Lin et al. 2014), where a box must match an object of its class.
 
     Args:
-        found: for each photo, a list of (label, score, box).  For each class in a photo, only the 100 boxes
-            with the highest scores are used.
-        truth: for each photo, a list of (label, box).  Boxes are (x0, y0, x1, y1), half-open.
+        found: for each photo, a list of (label, score, box), where a higher score means more certain.  For
+            each class in a photo, only the 100 boxes with the highest scores are used.
+        truth: for each photo, a list of (label, box).  Boxes are (x0, y0, x1, y1) in pixels, half-open.
 
     Returns:
-        A dict with ``ap50``, the average precision at IoU 0.5; ``ap``, its mean over IoU 0.5, 0.55, …, 0.95
-        (both are means over the classes); ``precision`` and ``recall`` of all boxes at IoU 0.5, with 95 %
-        intervals; and ``classes``, a dict from each class to its ``ap50``.
+        A dict of shares in [0, 1].  ``ap50`` is the average precision at IoU 0.5, and ``ap`` its mean over
+        IoU 0.5, 0.55, …, 0.95; both are means over the classes.  ``precision`` and ``recall`` of all boxes at
+        IoU 0.5 have 95 % intervals.  ``classes`` is a dict from each class to its ``ap50``.
+
+    Raises:
+        VLScoreError: pycocotools is not installed.
     """
     labels = list_labels(truth)
     evaluation = match_boxes(found, truth)

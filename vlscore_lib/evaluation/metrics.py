@@ -16,8 +16,8 @@ def box_iou(predicted, truth) -> float:
     The report defines it in section "Data and Evaluation".
 
     Args:
-        predicted: boxes (x0, y0, x1, y1), half-open.
-        truth: boxes (x0, y0, x1, y1), half-open.
+        predicted: boxes (x0, y0, x1, y1) in pixels, half-open.
+        truth: boxes (x0, y0, x1, y1) in pixels, half-open.
 
     Returns:
         A share in [0, 1]; 0 if either list is empty.
@@ -58,7 +58,7 @@ def max_box_acc(ious) -> tuple[float, int]:
     """Compute MaxBoxAcc (Choe et al. 2020): the share of images with IoU ≥ 0.5, at the best threshold.
 
     Args:
-        ious: (n, A), the IoU of the largest component's box, for n images at A thresholds.
+        ious: (n, A) in [0, 1], the IoU of the largest component's box, for n images at A thresholds.
 
     Returns:
         The share in [0, 1], and the index of the threshold.
@@ -73,7 +73,10 @@ def max_box_acc_v2(ious) -> float:
     It is the mean, over the minimum IoUs 0.3, 0.5 and 0.7, of the share of images that reach it.
 
     Args:
-        ious: (n, A), the box IoU over all boxes, for n images at A thresholds.
+        ious: (n, A) in [0, 1], the box IoU over all boxes, for n images at A thresholds.
+
+    Returns:
+        A share in [0, 1].
     """
     return float(np.mean([(np.asarray(ious) >= delta).mean(0).max() for delta in DELTAS]))
 
@@ -82,8 +85,11 @@ def auroc(positive, negative) -> float:
     """Compute the probability that a positive score is above a negative one, where ties count half.
 
     Args:
-        positive: scores of positive cases.
+        positive: scores of positive cases, of any range.
         negative: scores of negative cases.
+
+    Returns:
+        A probability in [0, 1]; 0.5 is chance.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -95,7 +101,7 @@ def resample(n: int, count: int = 1000, seed: int = 0):
     """Draw bootstrap resamples (Efron 1979) of n images: how often each one is drawn, (n,) float64.
 
     Args:
-        n: number of images.
+        n: number of images, 1 or more.
         count: number of resamples.
         seed: seed of the random numbers.
 

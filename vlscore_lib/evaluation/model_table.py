@@ -22,9 +22,11 @@ def measure_models(
         seconds: a dict from model name to its time for one image, in seconds; None shows no times.
 
     Returns:
-        A dict for each model, with its shares and their 95 % intervals.  ``above_constant`` is its GT-known
-        minus that of the constant box that is best on these images, see `paired_difference`.  ``above_first``
-        is its GT-known minus that of the first model, see `compare`.
+        A dict for each model.  ``model``, ``images``, ``temperature``, ``threshold`` and ``seconds`` describe
+        the run.  ``gt_known`` and ``top1`` are shares in [0, 1] with 95 % intervals, and ``v2`` is
+        MaxBoxAccV2.  ``above_constant`` is GT-known minus that of the constant box that is best on these
+        images, see `paired_difference`.  ``above_first``, which the first model lacks, is GT-known minus that
+        of the first model, see `compare`.
 
     Raises:
         VLScoreError: the runs are on different images.

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Protocol(EncodingOptions):
-    """What an evaluation measures, and how.
+    """The options of `evaluate`: how photos are encoded, and which thresholds and baselines are measured.
 
     It has the fields of `EncodingOptions` and those below.
 
     Attributes:
         temperature: τ > 0 of the results; None means the model's own.
         threshold: α in (0, 1) of the results; None means the model's own, for refined maps if ``refined``.
-        temperatures: further values of τ to measure; ``temperature`` is added.
-        thresholds: further values of α to measure; ``threshold`` is added.
+        temperatures: further values of τ > 0 to measure; ``temperature`` is added.
+        thresholds: further values of α in (0, 1) to measure; ``threshold`` is added.
         names: names of ImageNet's classes, ``"imagenet"`` or ``"clip"``, see `imagenet_classes`.
         templates: prompts, ``"report"`` or ``"clip"``, see `prompt_templates`.
         slow_baselines: number of photos, from the first one on, on which Score-CAM and gScoreCAM are also
-            run.
-        seed: seed of the random choice of absent classes.
+            run; 0 runs them on none.
+        seed: seed of the random choice of absent classes, 0 or more.
         average_precision: whether to compare the boxes of all classes with all objects; None means: if the
             data set is one for detection.
     """
@@ -88,7 +88,7 @@ def method_name(temperature: float, refined: bool = False) -> str:
     """Name VL-Score at a temperature, as records and summaries do: such as ``"VL-Score, τ = 0.1"``.
 
     Args:
-        temperature: τ.
+        temperature: τ > 0.
         refined: whether its maps are refined.
     """
     return f"{'refined ' * refined}VL-Score, τ = {temperature:g}"

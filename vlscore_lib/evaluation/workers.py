@@ -23,13 +23,13 @@ PATIENCE = 5  # seconds without a result, after which the workers are counted
 
 
 class EvaluationContext(NamedTuple):
-    """What a process needs besides the photos.
+    """What a process needs, besides the photos, to measure them.
 
     Attributes:
-        model: its name.
+        model: name of the model.
         protocol: what is measured.
-        labels: the classes.
-        texts: their embeddings (N, D).
+        labels: the N classes.
+        texts: their embeddings (N, D), unit.
         skips_bad: whether a photo that cannot be read is left out.
     """
 

@@ -18,14 +18,16 @@ def write_labels(photos: list[LabelledPhoto], classes: list[str], form: str, out
     """Write the labels of photos in a format; each file is written atomically.
 
     Args:
-        photos: the labelled photos.
+        photos: the labelled photos; their ``place`` is the path below ``folder``, or files are written
+            outside of ``out``.
         classes: all classes that were looked for, in the order of their numbers.
         form: one of `LABEL_FORMATS`.
-        out: the folder to write into.
+        out: the folder to write into; it is created if it does not exist.
         folder: the folder of the photos.
 
     Raises:
         VLScoreError: the format is unknown.
+        OSError: a file cannot be written.
     """
     for name, content in format_labels(photos, classes, form, folder):
         file = Path(out) / name
@@ -37,7 +39,7 @@ def format_labels(photos: list[LabelledPhoto], classes: list[str], form: str, fo
     """Format the labels of photos: an iterator over the relative path and the bytes of each file.
 
     Args:
-        photos: the labelled photos.
+        photos: the labelled photos; their ``place`` is the path below ``folder``.
         classes: all classes that were looked for, in the order of their numbers.
         form: one of `LABEL_FORMATS`.
         folder: the folder of the photos.

@@ -16,12 +16,12 @@ UNFINISHED = ".vlscore-"  # prefix of a file that a killed process left half-wri
 
 
 class LabelledBox(NamedTuple):
-    """A box around an object of a class.
+    """A box that was found in a photo, with its class and its score.
 
     Attributes:
         label: name of the class.
         score: in [0, 1], the model's confidence in the class times the peak of the heat map in the box, see
-            `Labeller`.
+            `Labeller`; it sorts boxes, and is not a probability.
         box: (x0, y0, x1, y1) in pixels of the upright photo, half-open.
     """
 
@@ -35,9 +35,11 @@ class LabelledPhoto:
     """A photo with the boxes that were found in it.
 
     Attributes:
-        place: path of the photo below its folder, with slashes.
+        place: path of the photo.  A `Labeller` puts in the path that it was called with; `write_labels` needs
+            the path below the photos' folder, with slashes.
         size: (W, H) of the upright photo in pixels.
-        boxes (list[LabelledBox]): boxes of all classes that were found, in the order of the classes.
+        boxes (list[LabelledBox]): boxes of all classes that were found, in the order of the classes; empty if
+            none was found.
     """
 
     place: str

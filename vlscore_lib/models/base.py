@@ -36,8 +36,8 @@ class Preprocessing:
 
     Attributes:
         input_size: S, the side of the square input in pixels.
-        mean: of each channel, for pixel values from 0 to 255.
-        std: standard deviation of each channel, the same.
+        mean: mean of red, green and blue, in the units of 8-bit pixels, 0 to 255.
+        std: standard deviation of red, green and blue, in the same units.
         interpolation: ``"bicubic"``, ``"bilinear"`` or another filter of PIL, in lower case.
     """
 
@@ -50,7 +50,9 @@ class Preprocessing:
         """Fit an image into the square input and normalise it.
 
         Args:
-            size: side of the square in pixels, S by default.
+            image: a path or a PIL image.
+            fit: one of `FITS`, see `fit_region`.
+            size: side of the square in pixels; None means S.
 
         Returns:
             X (3, S, S), float32, on the CPU; pixels outside the image are 0, the mean colour.
@@ -90,11 +92,8 @@ def snap_crop(W: int, H: int, S: int) -> tuple[float, ...]:
 class Model:
     """An image encoder and a text encoder that share an embedding space.
 
-    `load_model` returns one.  To add a family of models, write a subclass that defines `layer_modules`,
-    `count_tokens` and `embed_texts`, the attribute ``fine_layer``, `cell_embeddings` for refined CNNs and, if
-    the features are not yet in the joint space, `project`, as ``vlscore_lib/models/lite0_minilm.py`` does.
-    Of transformers' models, derive from ``HuggingFaceModel``, see ``align.py``; of a ViT, also from
-    ``TransformerLayers`` in ``vit.py``.
+    `load_model` returns one.  To add a family of models, write a subclass.  ``CONTRIBUTING.md`` and the API
+    page "Models and their layers" say what it defines; ``vlscore_lib/models/lite0_minilm.py`` is an example.
 
     Args:
         name: the model's name.
@@ -108,6 +107,7 @@ class Model:
         name: as given to `load_model`.
         family: kind of image encoder: ``"cnn"``, or ``"vit"`` if its layers are blocks of a Vision
             Transformer.
+        visual: the image encoder, in evaluation mode and without gradients.
         layers: names of the layers that `feature_maps` can read; the last one is the default.
         device: the PyTorch device of the weights.
         preprocessing: how an image becomes the encoder's input.
@@ -132,6 +132,7 @@ class Model:
 
     @property
     def is_vit(self) -> bool:
+        """Whether ``family`` is ``"vit"``."""
         return self.family == "vit"
 
     @property
@@ -215,9 +216,9 @@ class Model:
         return self.output_maps(seen.output)
 
     def cell_embeddings(self, maps: torch.Tensor) -> torch.Tensor | None:
-        """Project each cell of the last layer's maps (C, h, w) into the joint space: (D, h, w), unit.
+        """Project each cell of the last layer's maps (C, h, w) into the joint space: (D, h, w), on the CPU.
 
-        Returns None if the architecture does not allow it.
+        The vectors are unit; those of ``lite0-minilm`` are class logits.  None if the architecture has none.
         """
         return None
 
@@ -229,7 +230,7 @@ class Model:
 
     @torch.inference_mode()
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Embed pixels (B, 3, S, S): (B, D), unit, float32."""
+        """Embed pixels (B, 3, S, S): (B, D), unit, float32, on the model's device."""
         pixels = pixels.to(self.device, memory_format=torch.channels_last)  # convolutions are faster so
         return unit(self.project(self.visual(pixels).float()))
 
@@ -310,7 +311,7 @@ class Model:
     def similarity_map(self, maps: torch.Tensor, text: torch.Tensor) -> torch.Tensor | None:
         """Compute the cosine of each cell of the last layer with a text, without any mask: (h, w).
 
-        This is a baseline that needs one encoder pass.
+        This is a baseline that needs one encoder pass.  For ``lite0-minilm`` it is not a cosine, but CAM.
 
         Args:
             maps: A (C, h, w), the activation maps of the last layer.
@@ -323,7 +324,7 @@ class Model:
         return None if cells is None else torch.einsum("dhw,d->hw", cells, unit(text.cpu()))
 
     def checksum(self) -> str:
-        """Compute the SHA-256 over the names and values of all weights."""
+        """Compute the SHA-256 over the names and values of all weights: 64 hexadecimal digits."""
         parts = vars(self).items()
         return hash_weights({name: value for name, value in parts if isinstance(value, torch.nn.Module)})
 

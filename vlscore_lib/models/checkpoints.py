@@ -48,6 +48,8 @@ def load_scenes_model(name: str, device: str) -> ClipModel:
 def load_checkpoint(path, activation: str | None = None) -> torch.nn.Module:
     """Build a CLIP of OpenAI's architecture from a file, without running any code in it.
 
+    The result is OpenAI's module, on the CPU.  `load_model` also wraps it in a `ClipModel`.
+
     Args:
         path: a TorchScript archive as OpenAI publishes it; a state dict as training code saves it, under any
             key and prefix; a safetensors file, or the index of several.  The weights have the layout of
@@ -183,8 +185,8 @@ def use_activation(model: torch.nn.Module, state: dict[str, torch.Tensor], activ
 def load_scenes(name: str) -> torch.nn.Module:
     """Build one of the small CLIPs trained on drawn scenes (``scripts/train_scenes.py``).
 
-    The file has embeddings only for the words and positions in use.  Other words of a prompt, and everything
-    after its 16th token, do not change its embedding.
+    The result is OpenAI's module, on the CPU.  The file has embeddings only for the words and positions in
+    use.  Other words of a prompt, and everything after its 16th token, do not change its embedding.
 
     Args:
         name: ``"scenes-rn"`` or ``"scenes-vit"``.

@@ -13,13 +13,13 @@ MANY_PROMPTS = 200  # from here on, embedding takes longer than the checksum of 
 
 
 def class_embedding(model: Model, names: list[str], templates=(TEMPLATE,)) -> torch.Tensor:
-    """Embed a class by all its synonyms and prompt templates: (D,), unit.
+    """Embed a class by all its names and prompt templates: (D,), unit, on the model's device.
 
     The result is the mean of the unit embeddings of every wording, scaled to length 1.
 
     Args:
         model: from `load_model`.
-        names: the synonyms of the class.
+        names: the names of the class, which are synonyms.
         templates: prompts with ``{}`` where the name goes; CLIP has 80 for ImageNet.
     """
     return embed_wordings(model, [[template.format(name) for name in names for template in templates]])[0]
@@ -33,7 +33,7 @@ def class_embeddings(model: Model, classes, templates=(TEMPLATE,)) -> torch.Tens
 
     Args:
         model: from `load_model`.
-        classes: the synonyms of each class.
+        classes: a list of names for each of the N classes.
         templates: prompts with ``{}`` where the name goes.
     """
     wordings = [[template.format(name) for name in names for template in templates] for names in classes]

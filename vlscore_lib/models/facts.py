@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 
 class Defaults(NamedTuple):
-    """A model's tuned values.
+    """The τ, the α and the prominence that a model uses unless you give others.
 
     Attributes:
-        temperature: τ that `localize`, the command line and the web app use.
-        threshold: α, the same.
-        refined_threshold: α of refined maps.
-        prominence: of the peaks of refined maps, see `split_instances`.
+        temperature: τ > 0.
+        threshold: α in (0, 1) of plain maps.
+        refined_threshold: α in (0, 1) of refined maps.
+        prominence: in [0, 1], how far a peak of a refined map must rise, see `split_instances`.
     """
 
     temperature: float

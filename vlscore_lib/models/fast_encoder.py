@@ -20,7 +20,7 @@ from vlscore_lib.options import PRECISIONS
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Resolve the precision ``"auto"`` for a device.
+    """Choose what the precision ``"auto"`` means on a device: ``"float16"``, ``"bfloat16"`` or ``"float32"``.
 
     It means float16 on a GPU.  On a CPU it means bfloat16 if the hardware multiplies it (AVX-512), else
     float32.
@@ -179,7 +179,7 @@ def read_copy(model: Model, pixels: torch.Tensor, wanted: tuple[tuple[str, str],
 
 
 def choose_batch_size(model: Model) -> int:
-    """Choose how many masked images to encode at once.
+    """Choose how many masked images to encode at once on the model's device: an integer.
 
     On a CPU that is 8 for each thread; on a GPU a power of two from 16 to 512 that fits in half of the free
     memory.

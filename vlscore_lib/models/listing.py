@@ -99,15 +99,17 @@ def list_models(family: str, word: str = "") -> list[Listed]:
     """List the models of a family whose names contain a word.
 
     Args:
-        family: ``"own"``, ``"open_clip"`` or ``"hf"``.
+        family: ``"own"`` for the models of `FAMILIES`; ``"open_clip"`` for all that open_clip publishes;
+            ``"hf"`` for those in the cache of Hugging Face's hub, and some to start with.
         word: upper and lower case do not matter; the empty word lists all models.
 
     Returns:
-        Named tuples with the fields ``name``, ``is_here`` (whether the weights are on this machine),
-        ``megabytes``, ``note`` and ``defaults``.
+        Named tuples with the fields ``name``, as `load_model` takes it; ``is_here``, whether the weights are
+        on this machine; ``megabytes``, the size of the weights or None if that is not known; ``note``, a
+        description; and ``defaults``, the tuned values, empty for other libraries' models.
 
     Raises:
-        VLScoreError: the family is unknown, or none of its models has the word.
+        VLScoreError: the family is unknown, none of its models has the word, or its library is missing.
     """
     if family not in LISTS:
         raise VLScoreError(f"unknown family {family!r}: choose one of {', '.join(LISTS)}")
