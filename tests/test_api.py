@@ -105,11 +105,18 @@ def test_values_are_those_of_the_code():
     assert shown == {name: repr(getattr(vlscore, name)) for name in shown}
 
 
+@pytest.fixture(scope="module")
+def models():
+    """`vlscore.load_model`, which loads each model once for all examples."""
+    return cache(vlscore.load_model)
+
+
 EXAMPLE = re.compile(r"```python\n(.*?)```\n\nIt prints\n\n```text\n(.*?)```", re.S)
 
 
 @pytest.mark.parametrize("page", [page for page in pages() if EXAMPLE.search(read_page(page))])
-def test_an_example_prints_what_the_page_shows(page, monkeypatch, capsys):
+def test_an_example_prints_what_the_page_shows(page, models, monkeypatch, capsys):
+    monkeypatch.setattr(vlscore, "load_model", models)
     code, shown = EXAMPLE.search(read_page(page)).groups()
     monkeypatch.chdir(ROOT)
     exec(compile(code, page, "exec"), {})
@@ -124,6 +131,12 @@ def test_most_pages_show_what_their_example_prints():
 def parsed(path: Path) -> BeautifulSoup:
     assert path.exists(), f"{path.name} is not built: run `make book` before"
     return BeautifulSoup(path.read_text(), "html.parser")
+
+
+@cache
+def by_id(path: Path) -> dict:
+    """The elements of a file that have an id."""
+    return {each["id"]: each for each in parsed(path).find_all(id=True)}
 
 
 def built(page: str) -> BeautifulSoup:
@@ -144,9 +157,9 @@ def test_every_public_name_is_built_where_its_page_is():
     ("page", "name"), [(page, name) for page, kind, name, _ in everything() if kind.startswith("auto")]
 )
 def test_a_name_leads_to_the_source_where_it_is_defined(page, name):
-    (link,) = built(page).find(id=f"vlscore.{name}").select("a:has(.viewcode-link)")
+    (link,) = by_id(SITE / "api" / f"{page}.html")[f"vlscore.{name}"].select("a:has(.viewcode-link)")
     path, anchor = link["href"].split("#")
     file = (SITE / "api" / path).resolve()
     module = getattr(vlscore, name).__module__.replace(".", "/")
     assert file == (SITE.parent / "_modules" / f"{module}.html").resolve() and anchor == name
-    assert re.search(rf"(def|class) {name}\b", parsed(file).find(id=name).text)
+    assert re.search(rf"(def|class) {name}\b", by_id(file)[name].text)

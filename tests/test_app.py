@@ -1,6 +1,7 @@
 """The page without a browser: what is asked, what is kept, what is said."""
 
 import asyncio
+import inspect
 import json
 import os
 import sys
@@ -44,6 +45,26 @@ def encoded(width, height, mode="RGB", form="PNG"):
     content = BytesIO()
     Image.new(mode, (width, height)).save(content, form)
     return content.getvalue()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def encoded_once():
+    """Encode the same pixels with the same options once: many tests look at one photo."""
+    known, encode = {}, vlscore.encode
+
+    def encode_once(model, image, **options):
+        given = inspect.signature(encode).bind(model, image, **options)
+        given.apply_defaults()
+        chosen = sorted(set(given.arguments) - {"model", "image", "progress"})
+        pixels = vlscore.load_image(image)
+        key = model.name, pixels.size, pixels.tobytes(), repr([given.arguments[each] for each in chosen])
+        if key not in known:
+            known[key] = encode(model, image, **options)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vlscore, "encode", encode_once)
+        yield
 
 
 @pytest.fixture

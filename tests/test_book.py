@@ -40,6 +40,15 @@ WIDE = """() => {
     .map(each => each.outerHTML.slice(0, 100));
 }"""
 
+# The page as it will stay: drawn in its new size, and nothing moves any more.
+STILL = """async () => {
+  const frame = () => new Promise(requestAnimationFrame);
+  await frame(), await frame();
+  await Promise.allSettled(document.getAnimations().map(each => each.finished));
+  await frame(), await frame();
+  return innerWidth;
+}"""
+
 
 def pages(entry=None) -> list[str]:
     """The pages of the table of contents, those of its sections too."""
@@ -69,23 +78,27 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="module", params=pages())
-def opened(browser, request):
-    """A page of the book when all of it has been drawn, its file, and what went wrong until then."""
-    path, wrong = SITE / f"{request.param}.html", []
+@pytest.fixture(scope="module")
+def context(browser):
+    """What all pages share: a screen, and no network."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
     context.set_offline(True)
+    yield context
+    context.close()
 
-    def stay_here(route):
-        if route.request.url.startswith(HERE):
-            route.continue_()
-        else:
-            wrong.append(f"asks for {route.request.url}")
-            route.abort()
 
-    context.route("**/*", stay_here)
+@pytest.fixture(scope="module", params=pages())
+def opened(context, request):
+    """A page of the book when all of it has been drawn, its file, and what went wrong until then."""
+    path, wrong = SITE / f"{request.param}.html", []
+
+    def stay_here(request):
+        if not request.url.startswith(HERE):
+            wrong.append(f"asks for {request.url}")
+
     page = context.new_page()
     page.set_default_timeout(20 * SECOND)
+    page.on("request", stay_here)
     page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("requestfailed", lambda request: wrong.append(f"not loaded: {request.url}"))
@@ -94,7 +107,7 @@ def opened(browser, request):
     widgets = parsed(path).find_all("script", type="application/vnd.jupyter.widget-view+json")
     expect(page.get_by_role("slider")).to_have_count(len(widgets))
     yield page, path, wrong
-    context.close()
+    page.close()
 
 
 @pytest.fixture
@@ -169,7 +182,7 @@ def test_no_serious_barrier(page):
 def test_a_narrow_screen_needs_no_sideways_scrolling(page):
     page.set_viewport_size({"width": 390, "height": 844})
     try:
-        page.wait_for_timeout(SECOND // 2)
+        assert page.evaluate(STILL) == 390
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.evaluate(WIDE) == []
     finally:

@@ -8,7 +8,7 @@ from PIL import Image
 
 import vlscore
 
-PHOTOS = 6
+PHOTOS = 3
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,16 @@ def name_of(path):
     return str(path.relative_to(ROOT))
 
 
+@cache
+def nodes(path) -> list[ast.AST]:
+    """All nodes of a file's syntax; nothing changes a file that has been read."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def imports(path) -> set[str]:
     """The modules that a file imports, inside of functions too; also those named to `import_extra`."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -141,7 +147,7 @@ def test_a_file_is_one_room(path):
 
 @pytest.mark.parametrize("path", CODE, ids=name_of)
 def test_no_function_is_longer_than_a_page(path):
-    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in nodes(path) if isinstance(node, ast.FunctionDef)]
     assert [each.name for each in functions if each.end_lineno - each.lineno >= 60] == []
 
 
@@ -152,10 +158,10 @@ def is_private(name: str) -> bool:
     return name.strip("_") != "" and name.startswith("_") and not name.endswith("__")
 
 
-def own_names(tree) -> set[str]:
+def own_names(path) -> set[str]:
     """What a file defines: functions, classes, variables, attributes and fields."""
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes(path):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -167,20 +173,20 @@ def own_names(tree) -> set[str]:
 
 @cache
 def all_names() -> set[str]:
-    return set().union(*(own_names(ast.parse(each.read_text())) for each in CODE))
+    return set().union(*map(own_names, CODE))
 
 
 def borrowed(path) -> set[str]:
     """Private names of another file of this project that a file imports, reads or patches."""
-    tree = ast.parse(path.read_text())
-    own, defined, found = own_names(tree), all_names(), set()
-    for node in ast.walk(tree):
+    own, defined, found = own_names(path), all_names(), set()
+    private = {each for each in defined - own if is_private(each)}
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vlscore"):
             found |= {alias.name for alias in node.names if is_private(alias.name)}
         elif isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
             found |= {node.attr} & defined
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and path in TESTS:
-            found |= {node.value} & {each for each in defined - own if is_private(each)}
+            found |= {node.value} & private
     return found
 
 

@@ -71,7 +71,7 @@ def test_the_prompt_decides_where_the_saliency_is(model, pairs):
     texts = class_embeddings(model)
     asked = other = 0
     for photo in pairs:
-        encoding = vlscore.encode(model, photo.path, LAYERS[model.name])
+        encoding = vlscore.encode(model, photo.path, LAYERS[model.name], keep=64)
         labels = [label for label, _ in photo.objects]
         for label, rest in (labels, labels[::-1]):
             found = vlscore.saliency(encoding, texts[label], model.temperature)

@@ -1,13 +1,16 @@
 """A grid of parameters, run by papermill over a small chapter."""
 
 import json
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 import pytest
 import sweep
 
-PARAMETERS = "MODEL = 'a'\nLIMIT = 1\nOUT = None\nRESULTS = None"
+PARAMETERS = 'MODEL = "epoch=3-step=12.ckpt"  # a = b\nLIMIT = 1\nOUT = RESULTS = None'
 BODY = """
 import json, pathlib
 assert LIMIT < 9, "too many"
@@ -20,15 +23,19 @@ folder.mkdir(parents=True, exist_ok=True)
 """
 
 
-@pytest.fixture
-def chapter(tmp_path):
-    """A notebook with three parameters, which writes a summary as chapter 04 does."""
+def write_chapter(folder):
+    """A notebook with four parameters, which writes a summary as chapter 04 does."""
     parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     cells = [parameters, nbformat.v4.new_code_cell(BODY)]
-    path = tmp_path / "chapter.ipynb"
+    path = folder / "chapter.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
     return path
+
+
+@pytest.fixture
+def chapter(tmp_path):
+    return write_chapter(tmp_path)
 
 
 def sweep_over(chapter, *words):
@@ -85,14 +92,29 @@ def test_long_values_give_names_that_files_can_have():
     assert sweep.label({"ROOT": "a/b", "LIMIT": 2}) == "ROOT-a-b_LIMIT-2"
 
 
-def test_a_default_with_an_equals_sign_hides_no_parameter(chapter):
-    notebook = nbformat.read(chapter, as_version=4)
-    notebook.cells[0].source = 'MODEL = "epoch=3-step=12.ckpt"  # a = b\nLIMIT = 1\nOUT = RESULTS = None'
-    nbformat.write(notebook, chapter)
-    sweep.check_names(chapter, ["MODEL", "OUT", "RESULTS"])
-    assert sweep_over(chapter, "MODEL=epoch=4-step=1.ckpt") == 0
-    (kept,) = (chapter.parent / "sweep" / "results").glob("*.json")
-    assert json.loads(kept.read_text())["model"] == "epoch=4-step=1.ckpt"
+class Swept(NamedTuple):
+    """A sweep that has ended: its chapter, the code, what it printed, and the folder before and after."""
+
+    chapter: Path
+    code: int
+    out: str
+    err: str
+    folders: list[Path]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Three runs in two processes at a time; the first fails."""
+    chapter, before = write_chapter(tmp_path_factory.mktemp("swept")), Path.cwd()
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        code = sweep_over(chapter, "MODEL=epoch=4-step=1.ckpt", "LIMIT=9,2,4", "--jobs", "2")
+    return Swept(chapter, code, out.getvalue(), err.getvalue(), [before, Path.cwd()])
+
+
+def test_a_default_with_an_equals_sign_hides_no_parameter(swept):
+    sweep.check_names(swept.chapter, ["MODEL", "OUT", "RESULTS"])
+    kept = (swept.chapter.parent / "sweep" / "results").glob("*.json")
+    assert [json.loads(each.read_text())["model"] for each in kept] == ["epoch=4-step=1.ckpt"] * 2
 
 
 @pytest.mark.parametrize("word", ["LIMIT", "LIMIT=", "LIMIT=[1", "LIMIT={"])
@@ -111,35 +133,33 @@ def test_the_parameters_of_chapter_04_are_those_that_a_sweep_sets():
     sweep.check_names(sweep.CHAPTER, ["OUT", "RESULTS", "MODEL", "ROOT", "LAYER", "MAPS", "KEEP", "LIMIT"])
 
 
-def test_runs_are_gathered_into_one_table_and_not_repeated(capsys, chapter):
-    assert sweep_over(chapter, "MODEL=a", "LIMIT=2,4", "--jobs", "2") == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_runs_are_gathered_into_one_table_and_not_repeated(swept, capsys):
+    lines = swept.out.splitlines()
     assert [line.split()[:3] for line in lines[1:]] == [
-        ["MODEL-a_LIMIT-2", "2", "20.0"],
-        ["MODEL-a_LIMIT-4", "4", "40.0"],
+        ["MODEL-epoch=4-step=1.ckpt_LIMIT-2", "2", "20.0"],
+        ["MODEL-epoch=4-step=1.ckpt_LIMIT-4", "4", "40.0"],
     ]
-    folder = chapter.parent / "sweep"
+    folder = swept.chapter.parent / "sweep"
     assert (folder / "table.txt").read_text().splitlines() == lines
-    kept = folder / "results" / "MODEL-a_LIMIT-2.json"
+    kept = folder / "results" / "MODEL-epoch=4-step=1.ckpt_LIMIT-2.json"
     facts = json.loads(kept.read_text())
     facts["summary"]["images"] = 77  # would be overwritten by a second run
     kept.write_text(json.dumps(facts))
-    assert sweep_over(chapter, "MODEL=a", "LIMIT=2") == 0
+    assert sweep_over(swept.chapter, "MODEL=epoch=4-step=1.ckpt", "LIMIT=2") == 0
     assert "77" in capsys.readouterr().out
 
 
-def test_the_working_directory_stays(chapter):
-    before = Path.cwd()
-    assert sweep_over(chapter, "LIMIT=2,3,4,5", "--jobs", "4") == 0
-    assert Path.cwd() == before
+def test_the_working_directory_stays(swept):
+    before, after = swept.folders
+    assert after == before
 
 
-def test_a_run_that_fails_is_named_and_the_others_go_on(capsys, chapter):
-    assert sweep_over(chapter, "LIMIT=9,3") == 1
-    printed = capsys.readouterr()
-    assert "failed: LIMIT-9: AssertionError: too many" in printed.err
-    assert "LIMIT-3" in printed.out
-    assert (chapter.parent / "sweep" / "LIMIT-9.ipynb").exists()
+def test_a_run_that_fails_is_named_and_the_others_go_on(swept):
+    name = "MODEL-epoch=4-step=1.ckpt_LIMIT-9"
+    assert swept.code == 1
+    assert f"failed: {name}: AssertionError: too many" in swept.err
+    assert "LIMIT-4" in swept.out
+    assert (swept.chapter.parent / "sweep" / f"{name}.ipynb").exists()
 
 
 def test_names_of_runs_are_names_of_files():

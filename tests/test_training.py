@@ -12,13 +12,13 @@ import vlscore
 from vlscore_lib import scenes
 from vlscore_lib.models import facts
 
-TINY = Recipe(scenes=40, cycles=(4,), batch=8, rate=1e-3, chunk=20, every=2)
+TINY = Recipe(scenes=16, cycles=(4,), batch=4, rate=1e-3, chunk=8, every=2)
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Fewer held-out scenes, since drawing them takes longer than the steps."""
-    monkeypatch.setattr(train_scenes, "HELD_OUT", 20)
+    monkeypatch.setattr(train_scenes, "HELD_OUT", 10)
 
 
 # ── Captions and loss ────────────────────────────────────────────────────────────────────────────

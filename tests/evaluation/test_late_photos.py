@@ -22,17 +22,17 @@ def become_text(path):
     path.write_text("no photo")
 
 
-@pytest.fixture
-def checked(tmp_path):
+SPOILS = [vanish, cut_short, become_text]
+
+
+def draw_checked(tmp_path):
     """A data set of ten photos in two shards, checked while all were whole."""
     return vlscore.read_dataset(draw(tmp_path / "scenes", 10, 3, (64, 64)), skip_bad=True)
 
 
-@pytest.mark.parametrize("spoil", [vanish, cut_short, become_text])
-@pytest.mark.parametrize("where", ["here", "on workers"])
-def test_a_photo_that_fails_late_is_left_out_and_listed(rn, request, checked, tmp_path, spoil, where):
-    """One of the first shard, and all of the second."""
-    client = request.getfixturevalue("client") if where == "on workers" else None
+def check_late_photos(rn, tmp_path, spoil, client=None):
+    """One of the first shard, and all of the second, are left out and listed."""
+    checked = draw_checked(tmp_path)
     bad = [checked.photos[number] for number in (2, 8, 9)]
     for photo in bad:
         spoil(photo.path)
@@ -47,6 +47,12 @@ def test_a_photo_that_fails_late_is_left_out_and_listed(rn, request, checked, tm
     assert contents(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_a_photo_that_fails_late_is_left_out_and_listed(rn, tmp_path, spoil):
+    """On workers, see `test_workers`, where some run."""
+    check_late_photos(rn, tmp_path, spoil)
+
+
 def test_without_being_asked_to_skip_it_stops_the_run_in_a_line(rn, tmp_path):
     dataset = vlscore.read_dataset(draw(tmp_path / "scenes", 9, 3, (64, 64)))
     vanish(dataset.photos[8].path)
@@ -55,7 +61,8 @@ def test_without_being_asked_to_skip_it_stops_the_run_in_a_line(rn, tmp_path):
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_run_of_which_no_photo_can_be_read_is_told(rn, checked, tmp_path):
+def test_a_run_of_which_no_photo_can_be_read_is_told(rn, tmp_path):
+    checked = draw_checked(tmp_path)
     for photo in checked.photos:
         vanish(photo.path)
     with pytest.raises(vlscore.VLScoreError, match=r"no photo could be measured: .*does not exist"):

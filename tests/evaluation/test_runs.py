@@ -5,8 +5,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -23,6 +21,7 @@ from evaluation_helpers import (
     same_records,
     without_bar,
 )
+from programs import start_program
 from test_command_line import one_line
 
 import vlscore
@@ -216,18 +215,17 @@ def test_a_run_that_is_killed_goes_on_and_ends_as_if_nothing_had_been(
 ):
     out = tmp_path / "run"
     arguments = ["evaluate", drawn, "--out", out, "--model", "scenes-rn", "--keep", 16, "--resume"]
-    command = [sys.executable, "-m", "vlscore_cli", *map(str, arguments)]
     stopped = []
     for count in (1, 2):
-        with (tmp_path / "told").open("w") as told:
-            process = subprocess.Popen(command, stdout=told, stderr=told)
-            try:
-                while len(list(out.glob("part-*"))) < count:
-                    assert process.poll() is None, (tmp_path / "told").read_text()
-                    time.sleep(0.01)
-            finally:
-                process.send_signal(signal.SIGKILL)
-                stopped.append(process.wait() == -signal.SIGKILL)
+        process = start_program(arguments, tmp_path / "told")
+        try:
+            while len(list(out.glob("part-*"))) < count:
+                assert process.is_alive(), (tmp_path / "told").read_text()
+                time.sleep(0.01)
+        finally:
+            process.kill()
+            process.join()
+            stopped.append(process.exitcode == -signal.SIGKILL)
     assert any(stopped)
     monkeypatch.setattr(vlscore, "load_model", lambda *_: scenes_rn)
     assert run(*arguments)[0] == 0

@@ -9,6 +9,7 @@ import distributed
 import pytest
 from evaluation_helpers import FLAGS, QUICK, contents, counting, draw, same_records, without_bar
 from test_command_line import one_line
+from test_late_photos import SPOILS, check_late_photos
 
 import vlscore
 import vlscore_cli
@@ -61,21 +62,26 @@ def test_the_program_runs_functions_of_the_module_and_not_of_main(monkeypatch):
     assert end.value.code == 77
 
 
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_a_photo_that_fails_late_on_a_worker_is_left_out_and_listed(rn, client, tmp_path, spoil):
+    check_late_photos(rn, tmp_path, spoil, client)
+
+
 def test_a_worker_that_is_killed_costs_nothing_but_time(rn, client, tmp_path):
-    many = vlscore.read_dataset(draw(tmp_path / "scenes", 96, 7, (64, 64)))
+    many = vlscore.read_dataset(draw(tmp_path / "scenes", 48, 7, (64, 64)))
     options = {"layer": "layer1", "keep": 1, "thresholds": (), "temperatures": ()}
     expected = vlscore.evaluate(rn, many, **options)
     victims = list(client.run(os.getpid).values())
     killed = []
 
     def progress(count, measured=True):
-        if measured and not killed:  # one part of twelve is done
+        if measured and not killed:  # one part of six is done
             killed.append(victims[0])
             os.kill(victims[0], signal.SIGKILL)
 
     records = vlscore.evaluate(rn, many, tmp_path / "run", client=client, progress=progress, **options)
     assert killed == victims[:1]
-    assert len(list((tmp_path / "run").glob("part-*"))) == 12
+    assert len(list((tmp_path / "run").glob("part-*"))) == 6
     same_records(records, expected)
 
 

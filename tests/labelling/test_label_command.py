@@ -1,17 +1,18 @@
 """The commands `label` and `search` on a folder of drawn scenes."""
 
+import contextlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from PIL import Image
+from programs import start_program
 
 import vlscore
+import vlscore_cli
+from vlscore_lib.evaluation import workers
 
 MODEL = ["--model", "scenes-rn", "--keep", "16", "--precision", "float32"]
 CLASSES = ["blue heart", "red ring", "purple drop", "orange cross", "cyan arrow"]  # in some of the scenes
@@ -39,31 +40,40 @@ def contents(out):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder, tmp_path_factory):
+def undisturbed(scenes_rn, folder, tmp_path_factory):
     """What is written when nothing happens."""
     out = tmp_path_factory.mktemp("labels") / "out"
-    done = subprocess.run(
-        [
-            *program(),
-            "label",
-            folder,
-            "--classes",
-            ",".join(CLASSES),
-            "--out",
-            out,
-            *MODEL,
-            "--format",
-            "coco,yolo",
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vlscore, "load_model", lambda *_: scenes_rn)
+        assert vlscore_cli.main(command(folder, out)) == 0
     return contents(out)
 
 
-def program():
-    return [sys.executable, "-c", "import sys, vlscore_cli; sys.exit(vlscore_cli.main())"]
+def command(folder, out):
+    return [*map(str, ("label", folder, "--out", out)), *WORDS, *MODEL, "--format", "coco,yolo"]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """That of ``--workers 2``: two processes of one thread."""
+    before = dict(os.environ)
+    with workers.open_local_cluster(2) as cluster:
+        os.environ.clear()
+        os.environ.update(before)  # see `same_environment`
+        yield cluster
+
+
+@pytest.fixture
+def started(monkeypatch, cluster):
+    """Notes how many workers are started, and takes those of `cluster`, started as these would be."""
+    started = []
+
+    def start(n, **_):
+        started.append(n)
+        return contextlib.nullcontext(cluster.scheduler_address)
+
+    monkeypatch.setattr(workers, "open_local_cluster", start)
+    return started
 
 
 def test_boxes_are_those_of_localize(run, folder, tmp_path):
@@ -89,26 +99,25 @@ def test_boxes_are_those_of_localize(run, folder, tmp_path):
     assert count > 3
 
 
-def test_killed_at_any_moment_and_begun_again_it_writes_the_same(folder, undisturbed, tmp_path):
+def test_killed_at_any_moment_and_begun_again_it_writes_the_same(run, folder, undisturbed, tmp_path):
     out, kills = tmp_path / "out", 0
-    command = [*program(), "label", folder, "--out", out, *WORDS, *MODEL, "--format", "coco,yolo"]
     for wait in (0.0, 0.1, 0.4):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start_program(command(folder, out))
         journal, start = out / "labels.jsonl", time.monotonic()
         done = journal.read_bytes().count(b"\n") if journal.exists() else 0
-        while process.poll() is None and time.monotonic() - start < 60:
+        while process.is_alive() and time.monotonic() - start < 60:
             if journal.exists() and journal.read_bytes().count(b"\n") > done:
                 time.sleep(wait)
-                process.send_signal(signal.SIGKILL)
+                process.kill()
                 kills += 1
                 break
             time.sleep(0.005)
-        process.wait()
+        process.join()
     assert kills >= 2
     lines = (out / "labels.jsonl").read_bytes().splitlines()
     places = [json.loads(line)["photo"] for line in lines[1:] if line.endswith(b"}")]
     assert len(places) == len(set(places))  # none was done twice
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert run(*command(folder, out))[0] == 0
     found = {name: content for name, content in contents(out).items() if ".vlscore-" not in name}
     assert found == undisturbed
 
@@ -225,12 +234,10 @@ def test_python_labels_photo_by_photo(scenes_rn, folder):
     assert os.path.exists(first.place)
 
 
-def test_workers_write_the_same_labels(folder, undisturbed, tmp_path):
-    """Two processes, as the command starts them; their shards may end in any order."""
-    command = [*program(), "label", folder, "--out", tmp_path / "out", *WORDS, *MODEL]
-    command += ["--format", "coco,yolo", "--workers", "2"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_workers_write_the_same_labels(run, folder, undisturbed, started, tmp_path):
+    """Two processes; their shards may end in any order."""
+    code, _, err = run(*command(folder, tmp_path / "out"), "--workers", 2)
+    assert (code, started) == (0, [2]), err
     found = contents(tmp_path / "out")
     assert sorted(found.pop("labels.jsonl").splitlines()[1:]) == sorted(
         undisturbed["labels.jsonl"].splitlines()[1:]
@@ -238,14 +245,15 @@ def test_workers_write_the_same_labels(folder, undisturbed, tmp_path):
     assert found == {name: content for name, content in undisturbed.items() if name != "labels.jsonl"}
 
 
-def test_a_bad_photo_on_a_worker(folder, tmp_path):
+def test_a_bad_photo_on_a_worker(run, folder, started, tmp_path):
     broken = tmp_path / "photos"
     shutil.copytree(folder, broken)
     (broken / "broken.jpg").write_bytes(b"no photo")
-    command = [*program(), "label", broken, "--out", tmp_path / "out", *WORDS, *MODEL, "--workers", "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    last = done.stderr.splitlines()[-1]
-    assert done.returncode == 2 and "broken.jpg" in last and "--skip-bad" in last
-    done = subprocess.run([*command, "--skip-bad"], capture_output=True, text=True)
-    assert done.returncode == 0 and "of 12 photos" in done.stdout
-    assert "broken.jpg" in done.stderr
+    arguments = [*command(broken, tmp_path / "out"), "--workers", 1]
+    code, _, err = run(*arguments)
+    last = err.splitlines()[-1]
+    assert code == 2 and "broken.jpg" in last and "--skip-bad" in last
+    code, out, err = run(*arguments, "--skip-bad")
+    assert code == 0 and "of 12 photos" in out
+    assert "broken.jpg" in err
+    assert started == [1, 1]

@@ -188,19 +188,18 @@ def test_shapes_of_openai_s_models(name):
     assert model.feature_maps(pixels).shape == (2, C, side, side)
     if isinstance(blocks, int):
         assert model.layers == [str(n) for n in range(blocks)]
-        for layer in ("0", str(blocks - 1)):
-            assert model.feature_maps(pixels, layer, "attention").shape == (2, width // 64, side, side)
-            for maps in TOKENS:
-                assert model.feature_maps(pixels, layer, maps).shape == (2, width, side, side)
+        wanted = [(layer, maps) for layer in ("0", str(blocks - 1)) for maps in ("attention", *TOKENS)]
+        for (_, maps), found in zip(wanted, model.read_layers(pixels, wanted), strict=True):
+            assert found.shape == (2, width // 64 if maps == "attention" else width, side, side)
         return
     expected = []
     for n, count in enumerate(blocks, start=1):
         expected += [*(f"layer{n}.{m}" for m in range(count)), f"layer{n}"]
     assert model.layers == expected
-    for n in range(4):
-        shape = (2, C >> (3 - n), side << (3 - n), side << (3 - n))
-        assert model.feature_maps(pixels, f"layer{n + 1}.0").shape == shape
-        assert model.feature_maps(pixels, f"layer{n + 1}").shape == shape
+    wanted = [(f"layer{n}{part}", "activation") for n in range(1, 5) for part in (".0", "")]
+    for (layer, _), found in zip(wanted, model.read_layers(pixels, wanted), strict=True):
+        n = 4 - int(layer[5])
+        assert found.shape == (2, C >> n, side << n, side << n)
 
 
 @pytest.mark.parametrize("name", ["RN50", "ViT-B/32"])

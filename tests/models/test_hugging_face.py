@@ -320,7 +320,7 @@ def test_scenes_vit_in_hugging_face_s_layout_gives_its_own_boxes(tmp_path, drawn
         for refined in (False, True):
             found = []
             for model in (own, other):
-                encoding = vlscore.encode(model, photo.path, precision="float32", refined=refined)
+                encoding = vlscore.encode(model, photo.path, keep=24, precision="float32", refined=refined)
                 text = model.encode_text([f"an image of a {photo.label}."])[0]
                 saliency = vlscore.saliency(encoding, text, own.temperature)
                 threshold = own.refined_threshold if refined else own.threshold

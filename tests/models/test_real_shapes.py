@@ -1,7 +1,7 @@
 """Networks of published shapes with random weights: from a file through encoding to boxes.
 
-With few maps and in PyTorch, since each is compiled for longer than it runs here; `test_openclip.py` and
-`test_hugging_face.py` compile tiny ones of each kind, and compare their numbers.
+With one map, small copies for refinement, and in PyTorch, since each is compiled for longer than it runs
+here; `test_openclip.py` and `test_hugging_face.py` compile tiny ones of each kind, and compare their numbers.
 """
 
 import logging
@@ -14,16 +14,18 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
 import vlscore
+from vlscore_lib import sources
 from vlscore_lib.models import fast_encoder
+from vlscore_lib.models.base import principal_maps
 
 # Architecture -> side of the input, and cells on a side and channels of the last layer's maps.
 OPEN_CLIP = {
     "RN50": (224, 7, 2048),
     "ViT-B-16": (224, 14, 768),
     "ViT-B-16-SigLIP": (224, 14, 768),
-    "ViT-B-16-SigLIP2": (224, 14, 768),
     "convnext_base": (224, 7, 1024),
     "coca_ViT-B-32": (224, 7, 768),
     "EVA02-B-16": (224, 14, 768),
@@ -57,8 +59,61 @@ HUGGING_FACE = {
 
 
 @pytest.fixture(autouse=True)
-def in_pytorch(monkeypatch):
+def small(monkeypatch):
+    """In PyTorch, with copies of 1.5 and 2 S, which resize positions as those of 2.5 to 4 S do."""
     monkeypatch.setattr(fast_encoder, "find_spec", lambda name: None)
+    monkeypatch.setattr(sources, "SCALES", (1, 1.5, 2))
+    monkeypatch.setattr(sources, "FINE_SCALE", 1.5)
+    monkeypatch.setattr(sources, "VIT_SCALE", 2)
+
+
+DRAWS = {f"{name}_" for name in ("normal", "uniform", "trunc_normal", "kaiming_normal", "kaiming_uniform")}
+DRAWS |= {"xavier_normal_", "xavier_uniform_", "erfinv_"}
+
+
+class Unwritten(TorchFunctionMode):
+    """Networks start as empty memory: to draw 150 million numbers, twice, takes longer than to use them."""
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        if getattr(function, "__name__", "") in DRAWS:
+            return arguments[0] if arguments else options["tensor"]
+        return function(*arguments, **(options or {}))
+
+
+def fill(net):
+    """Random matrices that keep the size of a signal, of one noise from here and there, in half precision."""
+    generator = torch.manual_seed(0)
+    noise, piece = torch.randn(2**22, generator=generator), 2**21
+    net.half()
+    for value in net.state_dict().values():
+        if value.ndim < 2 or not value.is_floating_point():
+            value.nan_to_num_()  # some of open_clip's parameters are never set
+            continue
+        for part in value.view(-1).split(piece):
+            start = int(torch.randint(piece, (), generator=generator))
+            part.copy_(noise[start : start + len(part)] * value[0].numel() ** -0.5)
+    return net
+
+
+def load(name):
+    with Unwritten():
+        return vlscore.load_model(name, "cpu")
+
+
+def check_grids(model, pixels, side, channels):
+    """The maps of every source, all read in one pass."""
+    every = vlscore.list_sources(model).values()
+    layers = {each["maps"]: model.check_source(None, **{"pca": None} | each) for each in every}
+    found = dict(zip(layers, model.read_layers(pixels, [(layer, maps) for maps, layer in layers.items()])))
+    for kind, maps in found.items():
+        count = maps.shape[1] if kind != "attention" else 64 * maps.shape[1]  # heads 64 wide
+        assert (count, *maps.shape[2:]) == (channels, side, side)
+        assert maps.isfinite().all()
+    if "key" in found:  # the components of query and value are computed alike, which takes seconds
+        assert {each["maps"]: each["pca"] for each in every if "pca" in each}["key"] == 4
+        components = principal_maps(found["key"], 4)
+        assert components.shape[1:] == (8, side, side)
+        assert components.isfinite().all()
 
 
 def check(model, chelsea, size, side, channels):
@@ -67,13 +122,16 @@ def check(model, chelsea, size, side, channels):
         photo = image.convert("RGB")
     pixels = model.preprocess(photo)[None]
     assert pixels.shape == (1, 3, size, size)
-    for name, options in vlscore.list_sources(model).items():
-        found = model.feature_maps(pixels, **options)
-        count = found.shape[1] if name != "attention" else 64 * found.shape[1]  # heads 64 wide
-        assert (count, *found.shape[2:]) == (8 if "pca" in name else channels, side, side)
-        assert found.isfinite().all()
-    for options in ({"keep": 2}, {"keep": 2, "refined": True}):
-        encoding = vlscore.encode(model, photo, precision="float32", **options)
+    check_grids(model, pixels, side, channels)
+    refined = vlscore.encode(model, photo, precision="float32", keep=1, refined=True)
+    # A CNN's refined encoding has the maps of the plain one; a ViT's has regions.
+    plain = (
+        vlscore.encode(model, photo, precision="float32", keep=1)
+        if model.is_vit
+        else refined.without_refinement()
+    )
+    assert plain.maps.shape == (channels, side, side)
+    for encoding in (plain, refined):
         text = F.normalize(encoding.image_embedding - encoding.base_embedding, dim=0)
         saliency = vlscore.saliency(encoding, text, model.temperature)
         assert saliency is None or saliency.isfinite().all()
@@ -84,21 +142,28 @@ def check(model, chelsea, size, side, channels):
 @pytest.mark.parametrize("architecture", OPEN_CLIP)
 def test_open_clip(architecture, chelsea, tmp_path, caplog):
     caplog.set_level(logging.CRITICAL)
-    torch.manual_seed(0)
-    net = open_clip.create_model(architecture, load_weights=False).eval()
     weights = tmp_path / "weights.safetensors"
-    # Some parameters of open_clip's networks start as memory that nothing has written to.
-    save_file({name: each.nan_to_num() for name, each in net.half().state_dict().items()}, weights)
+    with Unwritten():
+        net = open_clip.create_model(architecture, load_weights=False)
+    save_file(fill(net).state_dict(), weights)
     del net
-    model = vlscore.load_model(f"open_clip:{architecture}/{weights}", "cpu")
-    check(model, chelsea, *OPEN_CLIP[architecture])
+    check(load(f"open_clip:{architecture}/{weights}"), chelsea, *OPEN_CLIP[architecture])
+
+
+def test_open_clip_s_siglip_2_has_the_image_encoder_of_siglip():
+    """So its maps are those above; it has other texts, of 256,000 words, which are not run here."""
+    first, second = (open_clip.get_model_config(f"ViT-B-16-{name}") for name in ("SigLIP", "SigLIP2"))
+    assert first["vision_cfg"] == second["vision_cfg"]
+    assert first["embed_dim"] == second["embed_dim"]
 
 
 @pytest.mark.parametrize("kind", HUGGING_FACE)
 def test_hugging_face(kind, chelsea, tmp_path):
-    torch.manual_seed(0)
     make, *sizes = HUGGING_FACE[kind]
-    families.save_hf(make().half(), tmp_path, with_tokenizer=kind != "clip")
-    model = vlscore.load_model(f"hf:{tmp_path}", "cpu")
+    with Unwritten():
+        net = make()
+    families.save_hf(fill(net), tmp_path, with_tokenizer=kind != "clip")
+    del net
+    model = load(f"hf:{tmp_path}")
     check(model, chelsea, *sizes)
     assert model.encode_text(["an image of a cat."]).isfinite().all()

@@ -4,6 +4,7 @@ import argparse
 import json
 import pathlib
 from functools import lru_cache
+from itertools import cycle
 
 import numpy as np
 import open_clip
@@ -37,7 +38,7 @@ def picture(size=(96, 64)):
 
 def saliency(path):
     model = vlscore.load_model(str(path), "cpu")
-    return vlscore.localize(model, vlscore.encode(model, picture()), PROMPT).saliency
+    return vlscore.localize(model, vlscore.encode(model, picture(), keep=16), PROMPT).saliency
 
 
 plain_saliency = lru_cache(saliency)  # of the checkpoints that all tests share
@@ -123,14 +124,14 @@ def test_the_old_format_of_torch_is_read_too(plain, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("ending", ["pt", "safetensors"])
-def test_other_types_are_computed_with_in_float32(plain, tmp_path, dtype, ending):
+def test_other_types_are_computed_with_in_float32(plain, tmp_path, dtype):
     state = torch.load(plain, weights_only=True)
     typed = {name: v.to(dtype) if v.is_floating_point() else v for name, v in state.items()}
     exact = {name: v.float() if v.is_floating_point() else v for name, v in typed.items()}
-    (save if ending == "pt" else save_file)(typed, tmp_path / f"typed.{ending}")
     expected = saliency(save(exact, tmp_path / "exact.pt"))
-    assert torch.equal(saliency(tmp_path / f"typed.{ending}"), expected)
+    for write, ending in ((save, "pt"), (save_file, "safetensors")):
+        write(typed, tmp_path / f"typed.{ending}")
+        assert torch.equal(saliency(tmp_path / f"typed.{ending}"), expected)
     if dtype == torch.float64:
         assert torch.equal(expected, plain_saliency(plain))
 
@@ -255,8 +256,10 @@ def test_heads_and_activation_are_read_from_open_clip_s_config(tmp_path, head_wi
 def test_heads_that_nothing_tells_are_refused(tmp_path, width):
     """Published ViTs of such widths have heads of 80, 88 and 104 channels."""
     vision = CLIP_CONFIG["vision_cfg"] | {"width": width, "layers": 1, "head_width": width // 4}
-    model = open_clip.CLIP(64, vision, CLIP_CONFIG["text_cfg"])
-    path = save(model.state_dict(), tmp_path / "clip.pt")
+    with torch.device("meta"):
+        shapes = open_clip.CLIP(64, vision, CLIP_CONFIG["text_cfg"]).state_dict()
+    # Zeros will do: it is the shapes that do not tell.
+    path = save({name: torch.zeros(each.shape) for name, each in shapes.items()}, tmp_path / "clip.pt")
     with pytest.raises(vlscore.VLScoreError, match=r"put its open_clip_config\.json"):
         vlscore.load_model(str(path))
 
@@ -356,12 +359,12 @@ def test_a_wrapped_hugging_face_checkpoint_is_loaded(hugging_face, tmp_path):
 # ── What is refused ──────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
-def test_a_value_that_is_not_finite_in_any_tensor_is_refused_by_name(plain, tmp_path, value):
+def test_a_value_that_is_not_finite_in_any_tensor_is_refused_by_name(plain, tmp_path):
+    """NaN and infinity in turns, since each tensor takes reading a whole file."""
     state = torch.load(plain, weights_only=True)
     floating = [name for name, tensor in state.items() if tensor.is_floating_point()]
     assert len(floating) > 30
-    for name in floating:
+    for name, value in zip(floating, cycle([float("nan"), -float("inf")])):
         spoiled = state[name].clone()
         spoiled.view(-1)[-1] = value
         with pytest.raises(vlscore.VLScoreError) as error:
