@@ -21,7 +21,7 @@ Notation, the same in all files::
     B images, C maps, h×w cells, D dimensions of the joint space, N prompts, F features
     boxes            (x0, y0, x1, y1) in pixels of the original image, half-open
 
-The building blocks are in `vlscore_lib`, one concern in each file.  This module exports their public names.
+This module also exports the public names of `vlscore_lib`, which has the building blocks.
 References: CLIP (Radford et al. 2021), Score-CAM (Wang et al. 2020), ConSE (Norouzi et al. 2014).
 """
 
@@ -152,7 +152,7 @@ def scores(encoding: Encoding, text_embedding: torch.Tensor) -> tuple[torch.Tens
     """Compare a text with each masked image and the empty one: s (C,) and s_b (), cosines in [-1, 1].
 
     Args:
-        encoding: the encoded image.
+        encoding: the encoded image.  Maps with predicted embeddings have scores, too.
         text_embedding: (D,), of any norm, a row of what `Model.encode_text` returns.
     """
     text = unit(text_embedding.cpu())
@@ -162,17 +162,19 @@ def scores(encoding: Encoding, text_embedding: torch.Tensor) -> tuple[torch.Tens
 
 
 def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float = 1.0):
-    r"""Weigh the maps by how well they fit a text: w (C,), with sum 1; None if none is above the base score.
+    r"""Weigh the maps by how well they fit a text: w (C,), with sum 1.
 
     .. math:: w_k = \exp(s_k/\tau) / \sum_{s_j > s_b} \exp(s_j/\tau) \text{ if } s_k > s_b, \text{ else } 0
 
-    The base score :math:`s_b` is a floor.  The report (section "Combine Image-Text Models and Saliency
-    Methods") calls it a cap.  It is not subtracted: that would change nothing in a softmax.
+    The base score :math:`s_b` is a floor, which the VL-Score report calls a cap.
 
     Args:
         encoding: the encoded image.
         text_embedding: (D,), of any norm, as from `Model.encode_text`.
         temperature: τ > 0; 1, as in the released code, by default; `localize` takes ``encoding.temperature``.
+
+    Returns:
+        w, float32, on the CPU; None if no map scores above the base score.
     """
     check_temperature(temperature)
     s, base = scores(encoding, text_embedding)
@@ -185,15 +187,18 @@ def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float
 
 
 def saliency(encoding: Encoding, text_embedding: torch.Tensor, temperature: float = 1.0):
-    r"""Sum the weighted maps of a text: a saliency map (h, w), 0 or more; None if there are no weights.
+    r"""Sum the weighted maps of a text into its saliency map.
 
-    It is :math:`\mathrm{relu}(\sum_k w_k A_k)`, with the `weights` :math:`w` and the raw maps :math:`A`.  If
-    the encoding was made with ``refined=True``, it is refined, and (S, S) in [0, 1], see `refine`.
+    It is :math:`\mathrm{relu}(\sum_k w_k A_k)`, with the `weights` :math:`w` and the raw maps :math:`A`.
 
     Args:
         encoding: the encoded image.
         text_embedding: (D,), of any norm, as from `Model.encode_text`.
         temperature: τ > 0, 1 by default, see `weights`; `localize` takes ``encoding.temperature``.
+
+    Returns:
+        (h, w), 0 or more; or, for an encoding made with ``refined=True``, (S, S) in [0, 1], see `refine`.
+        None if `weights` gives None.
     """
     w = weights(encoding, text_embedding, temperature)
     if w is None:
@@ -212,8 +217,7 @@ def p_absent(encoding: Encoding, text_embedding: torch.Tensor, others: torch.Ten
     A text's fit is its highest score, of the maps that went through the encoder, plus its cosine with the
     whole image.  If m of N other texts fit better, :math:`p = (1 + m) / (1 + N)`, as in a permutation test
     (Phipson and Smyth 2010).  For an absent thing, p ≤ 0.05 in at most 5 % of the images, but only on average
-    over texts that are exchangeable with the others.  A given word rarely is: "candle" got p ≤ 0.05 on 30 %
-    of the hand-boxed photos without a candle.
+    over texts like the others.  "candle" got p ≤ 0.05 on 30 % of the hand-boxed photos without a candle.
 
     Args:
         encoding: the encoded image.
@@ -227,7 +231,7 @@ def judge_presence(encoding: Encoding | Rows, texts: torch.Tensor, others: torch
     """Judge for several texts at once whether an image shows what they name.
 
     Args:
-        encoding: the encoded image.
+        encoding: the encoded image, or the ``Rows`` of it that an `EncodingStore` can read alone.
         texts: (M, D), embeddings of the texts to judge.
         others: (N, D), embeddings of the texts to compare with, see `embed_other_words`.
 
@@ -266,7 +270,7 @@ def refine(encoding: Encoding, w: torch.Tensor, text_embedding: torch.Tensor) ->
 
     Args:
         encoding: made with ``refined=True``.
-        w: (C,), see `weights`.
+        w: (C,), see `weights`; not None.
         text_embedding: (D,), of any norm, as from `Model.encode_text`.
     """
     scales, features = encoding.scales, encoding.features
@@ -290,14 +294,16 @@ def find_boxes(
     """Cut boxes around the components of a saliency map above the CAM threshold.
 
     Args:
-        saliency: (h, w), see `saliency`; None gives no boxes.
+        saliency: (h, w), or (S, S) if refined, see `saliency`; None gives no boxes.
         encoding: the encoded image.
-        threshold: α in (0, 1), for the map scaled to [0, 1]; None means the model's, ``encoding.threshold``.
+        threshold: α in (0, 1); a pixel counts if the map, scaled to [0, 1], is above α, not at it; None means
+            the model's, ``encoding.threshold``.
         min_area: a share of the image's area, in [0, 1); smaller components are dropped.
 
     Returns:
-        A box (x0, y0, x1, y1) around each 4-connected component, the largest first, in whole pixels of the
-        original image, half-open.  If refined, each peak has a box of its own, see `split_instances`.
+        A box (x0, y0, x1, y1) around each 4-connected component, the largest first by area, in whole pixels
+        of the original image, half-open.  If refined, each peak has its own, in the same order of areas, see
+        `split_instances`.
     """
     return sweep_boxes(saliency, encoding, [threshold], min_area)[0]
 
@@ -306,7 +312,7 @@ def sweep_boxes(saliency, encoding: Encoding, thresholds, min_area: float = 0.00
     """Cut boxes at several CAM thresholds, upsampling the map only once: a list for each, as `find_boxes`.
 
     Args:
-        saliency: (h, w), see `saliency`; None gives no boxes.
+        saliency: (h, w), or (S, S) if refined, see `saliency`; None gives no boxes.
         encoding: the encoded image.
         thresholds: values of α in (0, 1); None among them means ``encoding.threshold``.
         min_area: a share of the image's area, see `find_boxes`.
@@ -340,7 +346,8 @@ def localize(
         prompt: such as ``"an image of a cat."``
         temperature: τ > 0; None means the model's own, ``encoding.temperature``.
         threshold: α in (0, 1); None means the model's own, ``encoding.threshold``.
-        options: fields of `EncodingOptions` such as ``keep``; ignored if ``image`` is an `Encoding`.
+        options: fields of `EncodingOptions` such as ``keep``.  If ``image`` is an `Encoding`, they have no
+            effect, also ``refined=True``: give them to `encode`.
 
     Raises:
         VLScoreError: the image cannot be read, the prompt cannot be embedded, or an option is out of range.
@@ -376,13 +383,14 @@ class Labeller:
     Args:
         model: from `load_model`.
         classes: names of classes; or a dict from class to its names, whose embeddings are averaged.
-        templates: prompts with ``{}`` where the name goes.
+        templates: a tuple of prompts with ``{}`` where the name goes, see `prompt_templates`.
         encodings: a folder that keeps each photo's encoding for later calls; None keeps none.
         encodings_limit: the largest size of that folder in GB, see `EncodingStore`; None sets no limit.
         temperature: τ > 0; None means the model's own.
         threshold: α in (0, 1); None means the model's own.
         min_score: in [0, 1]; boxes with a lower score are left out.
-        options: the fields of `EncodingOptions`; ``refined`` is True by default.
+        options: the fields of `EncodingOptions`; ``refined`` is True by default.  All maps are encoded unless
+            you give ``keep``; the command ``vlscore label`` takes 64.
 
     Raises:
         VLScoreError: a class is named twice, an option is out of range, or a photo cannot be read.
@@ -434,7 +442,7 @@ class Labeller:
         return LabelledPhoto(str(path), encoding.fit.size, boxes)
 
     def judge(self, path) -> tuple[torch.Tensor, torch.Tensor]:
-        """Judge whether a photo shows each class, without finding boxes, see `judge_presence`."""
+        """Judge whether a photo shows each of n classes: p (n,) and confidence (n,) of `judge_presence`."""
         rows = self.store.read_rows(read_content(path)) if self.store else None
         if rows is None:
             rows = Rows.of(self.encode(path))
@@ -452,7 +460,7 @@ def find_labels(
     temperature: float | None = None,
     threshold: float | None = None,
 ) -> list[LabelledBox]:
-    """Find the boxes of several classes in an encoded image, see `Labeller`.
+    """Find the boxes of several classes in an encoded image, refined or plain, as a `Labeller` does.
 
     Args:
         model: the model that made the encoding.
@@ -491,7 +499,7 @@ def read_encoding(model: Model, path, options: EncodingOptions, store: EncodingS
         model: from `load_model`.
         path: the photo's path.
         options: how to encode it.
-        store: an `EncodingStore` of the same model and options; None stores nothing.
+        store: an `EncodingStore` made with this model and these options, unchecked; None stores nothing.
     """
     if store is None:
         return encode_images(model, [path], options)[0]
@@ -610,7 +618,7 @@ def measure(
     encoding: Encoding,
     context: EvaluationContext,
 ) -> dict:
-    """Measure one photo, and return its record: a dict, whose keys are listed in the API page "Evaluation".
+    """Measure one photo, and return its record: a dict, see "The keys of a record" in the API reference.
 
     Args:
         model: from `load_model`.
@@ -710,7 +718,7 @@ def playground(model: Model, image=None, prompt: str = TEMPLATE.format("cat"), k
         model: from `load_model`.
         image: a path or a PIL image to start with; None waits for an upload.
         prompt: the prompt to start with.
-        keep: how many maps go through the encoder; None means all, see `select_maps`.
+        keep: how many maps go through the encoder, here 128 by default; None means all, see `select_maps`.
     """
     return build_playground(model, partial(encode, model, keep=keep), partial(localize, model), image, prompt)
 

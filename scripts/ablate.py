@@ -59,9 +59,9 @@ def read_middle_block(model, photo, refined: vlscore.Encoding) -> dict[str, vlsc
     keys, _ = choose_vit_refinement.read_copy(model, photo.path, 1)
     large, _ = choose_vit_refinement.read_copy(model, photo.path, 3)
     found = {
-        "keys of the middle block, 8 components": vlscore.principal_maps(keys[None], 8)[0],
-        "the same at 3 S": vlscore.principal_maps(large[None], 8)[0],
-        "clusters of keys at S": vlscore.cluster_maps(keys),
+        "middle block, 8 components of keys at S": vlscore.principal_maps(keys[None], 8)[0],
+        "middle block, 8 components of keys at 3 S": vlscore.principal_maps(large[None], 8)[0],
+        "middle block, clusters of keys at S": vlscore.cluster_maps(keys),
     }
     encode = partial(choose_vit_refinement.encode_maps, model, photo.path, refined)
     return {name: encode(maps).without_refinement() for name, maps in found.items()}
@@ -86,7 +86,7 @@ def find_heats(model, photo, text) -> list[tuple]:
     spread = torch.einsum("k,khw->hw", vlscore.weights(plain, text, tau), regions / regions.sum((1, 2), True))
     return [
         *heats,
-        ("clusters of keys at 3 S", vlscore.saliency(plain, text, tau), plain),
+        ("middle block, clusters of keys at 3 S", vlscore.saliency(plain, text, tau), plain),
         ("clusters, spread over area", spread, plain),
         ("diffused over middle block", vlscore.diffuse(spread, refined.features), plain),
         ("split into instances", vlscore.saliency(refined, text, tau), refined),

@@ -184,7 +184,7 @@ def find_peak(saliency: torch.Tensor, encoding: Encoding) -> tuple[float, float]
     Cells are placed as in `make_masks`: the corner cells lie in the corners of the input.
 
     Args:
-        saliency: (h, w), see `saliency`.
+        saliency: (h, w), or (S, S) if refined, see `saliency`; not None.
         encoding: the encoded image.
     """
     h, w = saliency.shape
@@ -217,6 +217,8 @@ def find_box_at(point, boxes) -> int | None:
 
 def mass_in_boxes(encoding: Encoding, boxes) -> torch.Tensor:
     """Compute the share of each mask's mass that lies in each box: (C, n) in [0, 1].
+
+    The mass of a mask is the sum of its pixels, see `make_masks`.
 
     Args:
         encoding: the encoded image.

@@ -37,8 +37,8 @@ class Encoding:
     Attributes:
         model: name of the model.
         layer: name of the layer that the maps come from.
-        kind: kind of maps, one of `MAPS`, with ``, pca=n`` for principal components; ``"cluster"`` for a
-            refined ViT.
+        kind: kind of maps: the option ``maps``, with ``, pca=n`` for principal components; or ``"cluster"``,
+            which no option names, for a refined ViT.
         input_size: S, the side of the encoder's input in pixels.
         fit (Fit): how the image was fitted into the input, which places boxes back in the image.
         maps: A (C, h, w), the raw maps.
@@ -135,11 +135,11 @@ class Localization:
 
     Attributes:
         prompt: the text.
-        present: whether a map scores above the base score and, if the encoding was made with
-            ``refined=True``, ``p_absent`` is at most `PRESENT`.
+        present: whether a map scores above the base score, which is true for nearly every prompt.  If the
+            encoding was made with ``refined=True``, ``p_absent`` must also be at most `PRESENT`.
         boxes: (x0, y0, x1, y1) in pixels of the original image, see `find_boxes`; empty if absent.
         saliency: (h, w), or (S, S) if refined, see `saliency`; None if absent.
-        score: the highest score of a map, a cosine in [-1, 1].
+        score: the highest score of a map, also of those with predicted embeddings, a cosine in [-1, 1].
         base_score: s_b, the score of the empty image, a cosine in [-1, 1].
         p_absent: in (0, 1], see the function `p_absent`; None if the encoding is not refined.
     """

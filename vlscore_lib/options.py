@@ -15,13 +15,16 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 class EncodingOptions:
     """The options of `encode`: which maps are read, how many of them are encoded, and how.
 
+    A refined ViT makes its own maps, 62 clusters of cells.  For it, another layer than ``fine_layer`` and
+    another kind than ``"activation"`` are errors.  ``pca`` is an error for every refined model.
+
     Attributes:
         layer: name of the layer that the maps come from; None means the model's last, or for a refined ViT
             its ``fine_layer``.
         maps: kind of maps, one of `MAPS`, see `Model.feature_maps`.
         pca: take this number of principal components of query, key or value maps; None takes the maps.
-        keep: how many maps go through the encoder: a number of 1 or more, a share in (0, 1) of their
-            variance, or None for all.  See `select_maps`.
+        keep: how many maps, or clusters, go through the encoder: an int of 1 or more (a number above C takes
+            all), a float in (0, 1) as a share of their variance, or None for all.  See `select_maps`.
         precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` on a GPU, or ``"auto"``, see
             `choose_precision`.
         batch_size: number of masked images encoded at once, 1 or more; None means `choose_batch_size`.

@@ -41,11 +41,13 @@ def walk_files(root: Path, endings, besides=None) -> Iterator[Path]:
 def find_photos(folder, besides=None) -> list[Path]:
     """Find every photo below a folder, sorted by path.
 
-    Hidden files and folders are skipped, and so are links that lead out of the folder.
+    A photo is a file whose ending Pillow can read, such as ``.jpg``, ``.png``, ``.webp``, ``.tif``, ``.gif``
+    or ``.avif``, in upper or lower case.  Its content is not checked.  Hidden files and folders are skipped,
+    and so are links that lead out of the folder.
 
     Args:
         folder: the folder.
-        besides: a folder inside it to leave out; None leaves out none.
+        besides: a folder to leave out, such as one for results inside ``folder``; None leaves out none.
 
     Raises:
         VLScoreError: the folder does not exist, or has no photo in it.

@@ -50,11 +50,11 @@ def prompt_templates(templates: str) -> tuple[str, ...]:
     """Return a set of prompt templates; each has ``{}`` in place of the class's name.
 
     Args:
-        templates: ``"report"`` for the report's one prompt, ``"clip"`` for the 80 of CLIP's authors (package
+        templates: name of the set: ``"report"`` for the report's one prompt, ``"clip"`` for the 80 of CLIP's authors (package
             open-clip-torch).
 
     Raises:
-        VLScoreError: the package is not installed.
+        VLScoreError: the package of ``"clip"`` is not installed.
     """
     if templates == "report":
         return (TEMPLATE,)
@@ -89,6 +89,8 @@ def imagenet_classes(names: str = "imagenet") -> dict[str, list[str]]:
 
 def imagenet_label(name: str) -> str | None:
     """Look up the wnid of an ImageNet validation photo by its file name; None if there is no such photo.
+
+    The list comes with the package imagenet-classes, which this package requires.
 
     Args:
         name: the file's name without its ending, such as ``"ILSVRC2012_val_00000001"``.

@@ -26,7 +26,7 @@ def cluster_maps(features: torch.Tensor, leaves: int = LEAVES) -> torch.Tensor:
 
     Args:
         features: (F, h, w).
-        leaves: how many regions the image is cut into at the end, 2 or more.
+        leaves: how many regions the image is cut into at the end, 2 or more; ``LEAVES`` is 32.
     """
     from scipy.sparse import csr_matrix
     from sklearn.cluster import ward_tree
@@ -121,7 +121,7 @@ def diffuse(saliency: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     r"""Give each cell the mean of the saliency over all cells, weighted by similarity: (h, w).
 
     Cell :math:`j` has the weight :math:`\mathrm{softmax}_j(8 \cos(f_i, f_j))` in the mean of cell :math:`i`,
-    where :math:`f` are the features.
+    where :math:`f` are the features.  The result stays within the range of the saliency.
 
     Args:
         saliency: (h', w'); it is upsampled to (h, w).
@@ -138,7 +138,7 @@ def discriminate(seed: torch.Tensor, features: torch.Tensor, how: Sharpening = S
 
     This is Fisher's linear discriminant (1936) with a shrunk covariance (Friedman 1989).  The seed weighs
     cells as object, and its complement weighs them as background.  Cells at the border of the image weigh
-    more as background, since objects are seldom there (Wei et al. 2012).
+    more as background, since objects are seldom there (Wei et al. 2012).  Values below 0 and above 1 occur.
 
     Args:
         seed: (h, w) in [0, 1], how likely each cell belongs to the object, see `locate_seed`.
@@ -195,7 +195,7 @@ def min_max(x: torch.Tensor) -> torch.Tensor:
 def split_instances(heat: np.ndarray, prominence: float) -> tuple[np.ndarray, np.ndarray]:
     """Find the peaks of a heat map, and the basin around each.
 
-    The map is smoothed by a Gaussian of 1/28 of its side.  A peak counts if it rises at least ``prominence``
+    The map is smoothed by a Gaussian with a standard deviation of S / 28.  A peak counts if it rises at least ``prominence``
     above the saddle that joins it to a higher peak.  The watershed
     (Vincent and Soille 1991) assigns each pixel to a basin.  `find_boxes` cuts one box for each peak; it
     drops components without a peak, unless none has one.

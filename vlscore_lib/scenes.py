@@ -214,7 +214,7 @@ def draw_scene(rng, size: tuple[int, int], objects: int | None = None, same: boo
 
     Args:
         rng: a NumPy Generator, such as `scene_rng` returns.
-        size: (W, H) in pixels.
+        size: (W, H) in pixels.  The radius of an object is 0.13 to 0.34 of the shorter side.
         objects: number of objects, 1 to 3; None means a random number.
         same: whether all objects are of one class.
 

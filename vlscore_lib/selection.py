@@ -51,14 +51,14 @@ def select_maps(maps: torch.Tensor, keep: int | float | None) -> torch.Tensor:
 
     Args:
         maps: A (C, h, w).
-        keep: None takes all maps; an integer n takes n maps; a fraction in (0, 1) takes maps until that share
-            of their total variance is known.
+        keep: None takes all maps; an integer n takes n maps, or all if there are fewer; a fraction in (0, 1)
+            takes maps until that share of their total variance is known.
 
     Returns:
         Indices (K,) in ascending order.
 
     Raises:
-        VLScoreError: ``keep`` is an integer below 1, or a fraction outside (0, 1).
+        VLScoreError: ``keep`` is an integer below 1, or a float outside (0, 1), such as 64.0.
     """
     C = len(maps)
     check_keep(keep)

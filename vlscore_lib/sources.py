@@ -62,8 +62,9 @@ def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Sc
         options: layer, kind of maps, fit and precision.
 
     Returns:
-        The scales, the plain size first for a CNN; and the features (F, h, w), unit vectors, of the model's
-        ``fine_layer`` at 2.5 S (CNN) or 3 S (ViT).
+        A `Scale` for each copy, the plain size first for a CNN; and the features (F, h, w), unit vectors, of
+        the model's ``fine_layer`` at 2.5 S (CNN) or 3 S (ViT).  If their grid has more than 48 cells on a
+        side, they are means over 2×2 cells.
 
     Raises:
         VLScoreError: a layer or kind of maps was chosen for a ViT, or the CNN does not have it.

@@ -58,7 +58,7 @@ class EncodingStore:
     Args:
         folder: created if it does not exist.
         model: the model that makes the encodings.
-        options: the options that they are made with.
+        options: the `EncodingOptions` that they are made with.
         limit: largest size of the folder in GB; beyond it, the least recently used encodings are deleted.
             None sets no limit.
 

@@ -188,7 +188,8 @@ def read_classes(path) -> dict[str, list[str]]:
     """Read a class list ``LOC_synset_mapping.txt``: a dict from wnid to names, in their order.
 
     Args:
-        path: the file, with a line such as ``n01440764 tench, Tinca tinca`` for each class.
+        path: the file, with a line such as ``n01440764 tench, Tinca tinca`` for each class.  The first word
+            is the wnid, ImageNet's identifier of a class.
 
     Raises:
         VLScoreError: the file does not exist, or a line is not a wnid followed by names.

@@ -30,7 +30,7 @@ class Dataset:
     Attributes:
         layout: how the folder is laid out, one of `LAYOUTS`.
         photos (list[AnnotatedPhoto]): the photos, in the order of their names.
-        classes: a dict from class to its names, in order.
+        classes: a dict from class to its names, in order; `evaluate` puts these names into its prompts.
         bad: a line for each photo that was left out, which says why.
         skips_bad: whether an evaluation also leaves out photos that can no longer be read.
         empty: number of photos that were left out because they show no object or have no annotation.
@@ -45,11 +45,11 @@ class Dataset:
 
     @property
     def is_own(self) -> bool:
-        """Whether the layout is one for detection, where a photo may show several classes."""
+        """Whether the layout is ``coco``, ``yolo`` or ``voc``, where a photo may show several classes."""
         return self.layout in OWN_LAYOUTS
 
     def checksum(self) -> str:
-        """Compute the SHA-256 over photos, sizes, labels and boxes; it is the same in every layout."""
+        """Compute the SHA-256 over names, sizes, labels, boxes and classes; the files' places do not matter."""
         facts = [(photo.path.stem, photo.size, photo.label, photo.boxes) for photo in self.photos]
         return sha256(json.dumps([facts, self.classes]).encode()).hexdigest()
 
@@ -71,16 +71,20 @@ def read_dataset(
 ) -> Dataset:
     """Read a data set with boxes, in any of the `LAYOUTS`, and check every photo of it.
 
-    If a photo is a resized copy of the annotated one, its boxes are scaled.  In a data set for detection, a
-    photo is listed once for each class that it shows.
+    If a photo is a resized copy of the annotated one, its boxes are scaled.  In the layouts ``coco``, ``yolo``
+    and ``voc``, a photo is listed once for each class that it shows.
+
+    Photos are chosen in this order: ``first``, ``ids``, ``blacklist``, ``sample``, ``limit``.  Each one
+    chooses from what the one before has left.
 
     Args:
         root: the data set's folder.
         layout: one of `LAYOUTS`; None means to look at the folder.
         boxes: the folder of XML files, or the file of COCO or YOLO; None means to look for it.
-        names: ImageNet's names of classes, ``"imagenet"`` or ``"clip"``, see `imagenet_classes`.
-        limit: keep at most this many photos, after all other choices; ``first`` counts before them.
-        first: take the first n photos, 1 or more, in the order of their names.
+        names: which names ImageNet's classes have, ``"imagenet"`` or ``"clip"``, see `imagenet_classes`;
+            other classes have the names in the folder.
+        limit: keep at most this number of photos, 1 or more, in the order of their names.
+        first: take the first n photos of the data set, 1 or more, in the order of their names.
         ids: a file that names the photos to take, one in each line.
         sample: take this number of photos at random, 1 or more.
         seed: seed of the random choice, 0 or more.

@@ -202,6 +202,7 @@ def read_stored_size(path):
 def read_voc(path) -> tuple[str, tuple[int, int] | None, list[tuple[str, tuple[float, ...]]]]:
     """Read a VOC XML file in ImageNet's convention: 0-based coordinates, last pixel included.
 
+    The boxes that it returns are half-open, as everywhere: 1 is added to ``xmax`` and ``ymax``.
     Dialects of other tools are read, too: fractions of pixels, padded names, polygons instead of boxes, parts
     of objects (which are ignored), and files without an image's name or size.
 
@@ -209,8 +210,8 @@ def read_voc(path) -> tuple[str, tuple[int, int] | None, list[tuple[str, tuple[f
         path: the XML file.
 
     Returns:
-        The image's folder/filename, as far as given; its (W, H), or None; and a list of (label, half-open
-        box) of the objects.
+        The image's folder/filename, as far as given; its (W, H), or None; and a list of (label, box) of the
+        objects.
 
     Raises:
         VLScoreError: the file cannot be read as VOC XML.

@@ -17,6 +17,8 @@ from vlscore_lib.models.fast_encoder import fast_encoder
 def mean_map(encoding: Encoding) -> torch.Tensor:
     """Compute relu of the mean of all maps, (h, w): a baseline that ignores the prompt.
 
+    If the encoding is of a refined ViT, its maps are clusters, and this is their mean.
+
     Args:
         encoding: the encoded image.
     """

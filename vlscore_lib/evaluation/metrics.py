@@ -89,7 +89,10 @@ def auroc(positive, negative) -> float:
         negative: scores of negative cases.
 
     Returns:
-        A probability in [0, 1]; 0.5 is chance.
+        A probability in [0, 1]; 0.5 is chance.  It is NaN, with a warning, if one list is empty.
+
+    Raises:
+        ValueError: both lists are empty.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -165,12 +168,12 @@ def paired_difference(ours, theirs):
     """Compute how much larger one share of hits is than another on the same images, with interval and p.
 
     Args:
-        ours: whether each image is a hit of the first method, a NumPy array (n,) of bool.
-        theirs: the same for the second method.
+        ours: whether each image is a hit of one method, a NumPy array (n,) of bool.
+        theirs: the same for the method that it is compared with.
 
     Returns:
-        A dict of ``value`` (first - second, in [-1, 1]), ``low`` and ``high`` of its bootstrapped 95 %
-        interval, and ``p``, see `two_sided`.
+        A dict of ``value`` (share of ``ours`` minus share of ``theirs``, in [-1, 1]), ``low`` and ``high`` of
+        its 95 % interval from 1,000 resamples with seed 0, and ``p``, see `two_sided`.
     """
     gain = ours.astype(float) - theirs
     draws = np.array([draw @ gain / len(gain) for draw in resample(len(gain))])

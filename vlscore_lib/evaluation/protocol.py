@@ -22,15 +22,17 @@ class Protocol(EncodingOptions):
     Attributes:
         temperature: τ > 0 of the results; None means the model's own.
         threshold: α in (0, 1) of the results; None means the model's own, for refined maps if ``refined``.
-        temperatures: further values of τ > 0 to measure; ``temperature`` is added.
+        temperatures: further values of τ > 0 to measure; by default 1, as in the released code of the report.
+            ``temperature`` is added.
         thresholds: further values of α in (0, 1) to measure; ``threshold`` is added.
-        names: names of ImageNet's classes, ``"imagenet"`` or ``"clip"``, see `imagenet_classes`.
-        templates: prompts, ``"report"`` or ``"clip"``, see `prompt_templates`.
+        names: a note for ``run.json``.  The prompts take the names in ``dataset.classes``, so choose names in
+            `read_dataset`, and give the same value here.
+        templates: name of a set of prompts, ``"report"`` or ``"clip"``, see `prompt_templates`.
         slow_baselines: number of photos, from the first one on, on which Score-CAM and gScoreCAM are also
             run; 0 runs them on none.
         seed: seed of the random choice of absent classes, 0 or more.
-        average_precision: whether to compare the boxes of all classes with all objects; None means: if the
-            data set is one for detection.
+        average_precision: whether to compare the boxes of all classes with all objects; None means True for
+            the layouts ``coco``, ``yolo`` and ``voc``, and False for others.
     """
 
     temperature: float | None = None

@@ -21,6 +21,8 @@ from vlscore_lib.models.base import Model
 class Run:
     """The folder of an evaluation, in which every file is written atomically.
 
+    `evaluate` calls `Run.start`, then `Run.keep` with the records of each shard, then `Run.finish`.
+
     Args:
         model: from `load_model`.
         dataset: from `read_dataset`.
@@ -29,7 +31,7 @@ class Run:
 
     Attributes:
         shards: lists of (photo, whether slow baselines are run on it).  A shard is the unit of work and of
-            resuming.
+            resuming.  It has 8 photos; above 8,000 photos it has more, so that there are at most 1,000 shards.
     """
 
     def __init__(self, model: Model, dataset: Dataset, protocol: Protocol, out=None):
@@ -81,7 +83,7 @@ class Run:
         return done
 
     def parameters(self) -> dict:
-        """Return everything that the records depend on."""
+        """Return everything that the records depend on: the parameters in ``run.json``, a dict."""
         return {
             "vlscore": __version__,
             "model": self.model.name,
@@ -110,7 +112,16 @@ class Run:
         return [line for _, left_out in sorted(self.left_out.items()) for line in left_out.values()]
 
     def keep(self, number: int, records, left_out: dict[str, str]):
-        """Write a shard and read it back, so that a resumed run computes on the same values."""
+        """Write a shard and read it back, so that a resumed run computes on the same values.
+
+        Args:
+            number: the shard's index in ``shards``.
+            records: a pandas DataFrame, one row for each photo.
+            left_out: a dict from the name of each photo that could not be measured to why.
+
+        Returns:
+            The records.
+        """
         self.left_out[number] = left_out
         if self.out is None:
             return records
@@ -124,7 +135,7 @@ class Run:
         return read_shard(self.shard_file(number))
 
     def finish(self, records) -> None:
-        """Write the summary."""
+        """Write ``summary.json``, see `summarize`, from the records of all shards."""
         if self.out is not None:
             facts = summarize(records, self.protocol)
             facts |= {

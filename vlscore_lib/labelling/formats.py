@@ -18,12 +18,13 @@ def write_labels(photos: list[LabelledPhoto], classes: list[str], form: str, out
     """Write the labels of photos in a format; each file is written atomically.
 
     Args:
-        photos: the labelled photos; their ``place`` is the path below ``folder``, or files are written
-            outside of ``out``.
+        photos: the labelled photos.  Set each ``place`` to the path below ``folder``, with slashes, such as
+            ``"cats/a.jpg"``.  This is not checked: an absolute place, or one with ``..``, may name a file
+            outside of ``out``, which is then written.
         classes: all classes that were looked for, in the order of their numbers.
         form: one of `LABEL_FORMATS`.
         out: the folder to write into; it is created if it does not exist.
-        folder: the folder of the photos.
+        folder: the folder of the photos, which VOC, YOLO and Label Studio files name.
 
     Raises:
         VLScoreError: the format is unknown.
@@ -39,7 +40,7 @@ def format_labels(photos: list[LabelledPhoto], classes: list[str], form: str, fo
     """Format the labels of photos: an iterator over the relative path and the bytes of each file.
 
     Args:
-        photos: the labelled photos; their ``place`` is the path below ``folder``.
+        photos: the labelled photos; their ``place`` is the path below ``folder``, see `write_labels`.
         classes: all classes that were looked for, in the order of their numbers.
         form: one of `LABEL_FORMATS`.
         folder: the folder of the photos.

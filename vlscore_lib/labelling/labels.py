@@ -76,7 +76,7 @@ class Journal:
 
     Args:
         folder: the folder for the file ``labels.jsonl``; it is created if it does not exist.
-        parameters: the classes and the options, as JSON-compatible values.
+        parameters: a dict of the classes and the options, with JSON-compatible values.
 
     Attributes:
         photos: a dict from path below the folder to the `LabelledPhoto` of each finished photo.

@@ -92,16 +92,15 @@ def snap_crop(W: int, H: int, S: int) -> tuple[float, ...]:
 class Model:
     """An image encoder and a text encoder that share an embedding space.
 
-    `load_model` returns one.  To add a family of models, write a subclass.  ``CONTRIBUTING.md`` and the API
-    page "Models and their layers" say what it defines; ``vlscore_lib/models/lite0_minilm.py`` is an example.
+    `load_model` returns one.  To add a family of models, write a subclass: see "Add a family of models" in
+    the API reference.
 
     Args:
         name: the model's name.
         visual: the image encoder, a module that turns pixels (B, 3, S, S) into features (B, F).
         device: the PyTorch device for the weights.
-        preprocessing: input side, mean, standard deviation and interpolation, and the function that applies
-            them.
-        defaults: the model's tuned τ, α, α of refined maps, and prominence of their peaks.
+        preprocessing: a ``Preprocessing``: input side, mean, standard deviation and interpolation.
+        defaults: ``Defaults``: the model's τ, α, α of refined maps, and prominence of their peaks.
 
     Attributes:
         name: as given to `load_model`.
@@ -180,7 +179,10 @@ class Model:
     # What a family defines.
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
-        """Project the image encoder's features (B, F) into the joint space: (B, D), of any norm."""
+        """Project the image encoder's features (B, F) into the joint space: (B, D), of any norm.
+
+        By default the features are taken as they are.
+        """
         return features
 
     def layer_modules(self) -> dict[str, torch.nn.Module]:
@@ -204,7 +206,7 @@ class Model:
         return self.layer_modules()[layer]
 
     def output_maps(self, output: torch.Tensor) -> torch.Tensor:
-        """Arrange a layer's output as maps (B, C, h, w)."""
+        """Arrange a layer's output as maps (B, C, h, w); by default it has this shape already."""
         return output
 
     def run_visual(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -218,19 +220,23 @@ class Model:
     def cell_embeddings(self, maps: torch.Tensor) -> torch.Tensor | None:
         """Project each cell of the last layer's maps (C, h, w) into the joint space: (D, h, w), on the CPU.
 
-        The vectors are unit; those of ``lite0-minilm`` are class logits.  None if the architecture has none.
+        The vectors are unit, except for ``lite0-minilm``, where they are class logits.  None, the default,
+        means that the architecture has no such embeddings.  A refined CNN needs them.
         """
         return None
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """List the words of a prompt that training never met; they do not change its embedding."""
+        """List the words of a prompt that training never met; the model cannot tell them apart.
+
+        Only the scenes models know their words.  The list of other models is empty.
+        """
         return []
 
     # What all families share.
 
     @torch.inference_mode()
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Embed pixels (B, 3, S, S): (B, D), unit, float32, on the model's device."""
+        """Embed pixels (B, 3, S, S), on any device: (B, D), unit, float32, on the model's device."""
         pixels = pixels.to(self.device, memory_format=torch.channels_last)  # convolutions are faster so
         return unit(self.project(self.visual(pixels).float()))
 
@@ -269,7 +275,7 @@ class Model:
         """Read the maps of one layer.
 
         Args:
-            pixels: (B, 3, S, S).
+            pixels: (B, 3, S, S), on any device.
             layer: one of ``layers``; None means the last one.
             maps: ``"activation"`` for the layer's output; for a ViT also ``"attention"`` (one map for each
                 head: from the class token to the patches or, without a class token, the mean over all
@@ -311,7 +317,8 @@ class Model:
     def similarity_map(self, maps: torch.Tensor, text: torch.Tensor) -> torch.Tensor | None:
         """Compute the cosine of each cell of the last layer with a text, without any mask: (h, w).
 
-        This is a baseline that needs one encoder pass.  For ``lite0-minilm`` it is not a cosine, but CAM.
+        This is a baseline that needs one encoder pass.  For ``lite0-minilm`` it is no cosine, but the class
+        activation map of Zhou et al. (2016).
 
         Args:
             maps: A (C, h, w), the activation maps of the last layer.

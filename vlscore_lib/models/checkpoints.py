@@ -82,14 +82,15 @@ def build_clip(
 
     Args:
         state: a dict from name to tensor, in OpenAI's layout.
-        config: what the weights do not determine; None means heads of width 64 and QuickGELU, as in OpenAI's
-            models.
-        activation: see `load_checkpoint`.
+        config: a ``ClipConfig`` of ``vlscore_lib.models.clip_config``, with what the weights do not tell:
+            ``head_width`` (image encoder), ``text_heads`` (their number), ``activation`` and ``epsilon`` (of
+            layer norms).  None, also for a field, means heads 64 wide, QuickGELU and 1e-5, as OpenAI has.
+        activation: see `load_checkpoint`; it takes precedence over ``config``.
 
     Raises:
-        ValueError: a weight is missing, has another shape or is not finite, or the width of the heads is
-            unknown.
-        RuntimeError: the same, raised by PyTorch.
+        ValueError: a weight is not finite, the vocabulary is not CLIP's, or the heads' width is unknown.
+        KeyError: a weight that tells a size is missing.
+        RuntimeError: another weight is missing, or one has the wrong shape.
     """
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     check_finite(state)

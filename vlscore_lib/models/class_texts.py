@@ -20,7 +20,7 @@ def class_embedding(model: Model, names: list[str], templates=(TEMPLATE,)) -> to
     Args:
         model: from `load_model`.
         names: the names of the class, which are synonyms.
-        templates: prompts with ``{}`` where the name goes; CLIP has 80 for ImageNet.
+        templates: prompts with ``{}`` where the name goes, see `prompt_templates`.
     """
     return embed_wordings(model, [[template.format(name) for name in names for template in templates]])[0]
 
@@ -33,7 +33,7 @@ def class_embeddings(model: Model, classes, templates=(TEMPLATE,)) -> torch.Tens
 
     Args:
         model: from `load_model`.
-        classes: a list of names for each of the N classes.
+        classes: for each of the N classes a list of its names, such as ``[["cat", "kitten"], ["dog"]]``.
         templates: prompts with ``{}`` where the name goes.
     """
     wordings = [[template.format(name) for name in names for template in templates] for names in classes]

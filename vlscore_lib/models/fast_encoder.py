@@ -22,8 +22,8 @@ from vlscore_lib.options import PRECISIONS
 def choose_precision(precision: str, device: torch.device) -> str:
     """Choose what the precision ``"auto"`` means on a device: ``"float16"``, ``"bfloat16"`` or ``"float32"``.
 
-    It means float16 on a GPU.  On a CPU it means bfloat16 if the hardware multiplies it (AVX-512), else
-    float32.
+    It means float16 on a GPU.  On a CPU it means bfloat16 if the CPU has instructions for it (AVX-512 BF16),
+    else float32.
 
     Args:
         precision: one of `PRECISIONS`; others than ``"auto"`` are returned as they are.
@@ -137,7 +137,8 @@ def fast_encoder(model: Model, precision: str = "auto") -> FastEncoder:
         precision: one of `PRECISIONS`, see `choose_precision`.
 
     Returns:
-        A function of pixels (B, 3, S, S) and, optionally, maps (B, h, w) that mask them.  It returns
+        A ``FastEncoder``.  Call it with pixels (B, 3, S, S) and, optionally, raw maps (B, h, w) on the same
+        device.  It turns each map into a mask, see `make_masks`, and multiplies the pixels by it.  It returns
         embeddings (B, D), unit, on the model's device.
     """
     precision = choose_precision(precision, model.device)

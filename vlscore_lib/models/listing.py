@@ -104,7 +104,7 @@ def list_models(family: str, word: str = "") -> list[Listed]:
         word: upper and lower case do not matter; the empty word lists all models.
 
     Returns:
-        Named tuples with the fields ``name``, as `load_model` takes it; ``is_here``, whether the weights are
+        Named tuples, ``Listed``, with the fields ``name``, as `load_model` takes it; ``is_here``, whether the weights are
         on this machine; ``megabytes``, the size of the weights or None if that is not known; ``note``, a
         description; and ``defaults``, the tuned values, empty for other libraries' models.
 

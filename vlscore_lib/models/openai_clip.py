@@ -33,7 +33,7 @@ class ClipModel(Model):
         name: the model's name.
         clip_model: OpenAI's module, see `build_clip` and `load_checkpoint`.
         device: the PyTorch device for the weights.
-        defaults: tuned values, see `Model`; None means CLIP's.
+        defaults: τ, α and prominence, see `Model`; None means those of OpenAI's CLIPs.
         other_words: names of things that the model knows, see `Model`.
         mean: mean colour, for each channel in the units of 8-bit pixels.
         std: standard deviation, for each channel in the units of 8-bit pixels.

@@ -97,10 +97,12 @@ def load_model(name: str = "auto", device: str | None = None) -> Model:
             - ``"scenes-rn"`` or ``"scenes-vit"``, which know drawn scenes only.
             - one of `CLIP_NAMES`, downloaded once by the ``clip`` package.
             - ``open_clip:ARCHITECTURE/TAG`` or ``open_clip:ARCHITECTURE/PATH`` for open_clip's models.
-            - ``hf:OWNER/NAME`` or ``hf:FOLDER`` for transformers' models.
+              This needs ``.[models]``.
+            - ``hf:OWNER/NAME`` or ``hf:FOLDER`` for transformers' models.  This needs ``.[models]``.
             - the path of a checkpoint, or of a folder with one, see `load_checkpoint`.  Add ``:gelu``
               if it was trained with GELU, not QuickGELU.
-        device: a PyTorch device; None means CUDA if there is a GPU, else the CPU.
+        device: a PyTorch device, such as ``"cpu"`` or ``"cuda:1"``; None means CUDA if there is a GPU, else
+            the CPU.
 
     Raises:
         VLScoreError: the name is unknown, the weights are not available, or the file is not a checkpoint.
