@@ -1,9 +1,8 @@
 """VL-Score: ask a CLIP-like model *where* an object is.
 
-A CLIP-like model embeds images and texts in one space and is trained without boxes.  VL-Score (the report in
-README) still gets boxes from it.  It masks the image with each of the encoder's own activation maps, scores
-every masked image against a prompt, keeps the maps that score above an empty image, sums them into a
-saliency map, and cuts boxes from that map::
+A CLIP-like model embeds images and texts in one space and is trained without boxes.  VL-Score masks the image
+with each of the encoder's own activation maps, scores every masked image against a prompt, keeps the maps
+that score above an empty image, sums them into a saliency map, and cuts boxes from that map::
 
     text  ─encode_text─────────────────────────────────┐
     image ─load─> pixels ─feature_maps─> maps ─masks─> embeddings ─scores─> weights ─> saliency ─> boxes
@@ -21,8 +20,7 @@ Notation, the same in all files::
     B images, C maps, h×w cells, D dimensions of the joint space, N prompts, F features
     boxes            (x0, y0, x1, y1) in pixels of the original image, half-open
 
-This module also exports the public names of `vlscore_lib`, which has the building blocks.
-References: CLIP (Radford et al. 2021), Score-CAM (Wang et al. 2020), ConSE (Norouzi et al. 2014).
+The building blocks are in `vlscore_lib`, one concern in each file.  This module exports their public names.
 """
 
 from __future__ import annotations
@@ -162,7 +160,7 @@ def scores(encoding: Encoding, text_embedding: torch.Tensor) -> tuple[torch.Tens
 
 
 def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float = 1.0):
-    r"""Weigh the maps by how well they fit a text: w (C,), with sum 1.
+    r"""Weigh the maps by how well they fit a text.
 
     .. math:: w_k = \exp(s_k/\tau) / \sum_{s_j > s_b} \exp(s_j/\tau) \text{ if } s_k > s_b, \text{ else } 0
 
@@ -174,7 +172,7 @@ def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float
         temperature: τ > 0; 1, as in the released code, by default; `localize` takes ``encoding.temperature``.
 
     Returns:
-        w, float32, on the CPU; None if no map scores above the base score.
+        (C,), with sum 1, on the CPU; None if no map scores above the base score.
     """
     check_temperature(temperature)
     s, base = scores(encoding, text_embedding)
@@ -197,8 +195,7 @@ def saliency(encoding: Encoding, text_embedding: torch.Tensor, temperature: floa
         temperature: τ > 0, 1 by default, see `weights`; `localize` takes ``encoding.temperature``.
 
     Returns:
-        (h, w), 0 or more; or, for an encoding made with ``refined=True``, (S, S) in [0, 1], see `refine`.
-        None if `weights` gives None.
+        (h, w), 0 or more; if the encoding is refined, (S, S) in [0, 1], see `refine`.  None without weights.
     """
     w = weights(encoding, text_embedding, temperature)
     if w is None:
@@ -215,9 +212,8 @@ def p_absent(encoding: Encoding, text_embedding: torch.Tensor, others: torch.Ten
     """Rank a text among others by how well they fit an image: p in (0, 1], small if the image shows it.
 
     A text's fit is its highest score, of the maps that went through the encoder, plus its cosine with the
-    whole image.  If m of N other texts fit better, :math:`p = (1 + m) / (1 + N)`, as in a permutation test
-    (Phipson and Smyth 2010).  For an absent thing, p ≤ 0.05 in at most 5 % of the images, but only on average
-    over texts like the others.  "candle" got p ≤ 0.05 on 30 % of the hand-boxed photos without a candle.
+    whole image.  If m of N other texts fit better, :math:`p = (1 + m) / (1 + N)` (Phipson and Smyth 2010).
+    For an absent thing, p ≤ 0.05 in at most 5 % of the images, on average over texts like the others.
 
     Args:
         encoding: the encoded image.
@@ -296,14 +292,12 @@ def find_boxes(
     Args:
         saliency: (h, w), or (S, S) if refined, see `saliency`; None gives no boxes.
         encoding: the encoded image.
-        threshold: α in (0, 1); a pixel counts if the map, scaled to [0, 1], is above α, not at it; None means
-            the model's, ``encoding.threshold``.
+        threshold: α in (0, 1); pixels above α in the scaled map count; None means ``encoding.threshold``.
         min_area: a share of the image's area, in [0, 1); smaller components are dropped.
 
     Returns:
-        A box (x0, y0, x1, y1) around each 4-connected component, the largest first by area, in whole pixels
-        of the original image, half-open.  If refined, each peak has its own, in the same order of areas, see
-        `split_instances`.
+        A box (x0, y0, x1, y1) around each 4-connected component or, if refined, each peak in it (see
+        `split_instances`), the largest area first, in whole pixels of the original image, half-open.
     """
     return sweep_boxes(saliency, encoding, [threshold], min_area)[0]
 
@@ -346,8 +340,7 @@ def localize(
         prompt: such as ``"an image of a cat."``
         temperature: τ > 0; None means the model's own, ``encoding.temperature``.
         threshold: α in (0, 1); None means the model's own, ``encoding.threshold``.
-        options: fields of `EncodingOptions` such as ``keep``.  If ``image`` is an `Encoding`, they have no
-            effect, also ``refined=True``: give them to `encode`.
+        options: fields of `EncodingOptions` such as ``keep``; without effect if ``image`` is an `Encoding`.
 
     Raises:
         VLScoreError: the image cannot be read, the prompt cannot be embedded, or an option is out of range.
@@ -389,8 +382,7 @@ class Labeller:
         temperature: τ > 0; None means the model's own.
         threshold: α in (0, 1); None means the model's own.
         min_score: in [0, 1]; boxes with a lower score are left out.
-        options: the fields of `EncodingOptions`; ``refined`` is True by default.  All maps are encoded unless
-            you give ``keep``; the command ``vlscore label`` takes 64.
+        options: the fields of `EncodingOptions`; but ``refined`` is True by default.
 
     Raises:
         VLScoreError: a class is named twice, an option is out of range, or a photo cannot be read.

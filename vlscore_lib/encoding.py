@@ -135,8 +135,8 @@ class Localization:
 
     Attributes:
         prompt: the text.
-        present: whether a map scores above the base score, which is true for nearly every prompt.  If the
-            encoding was made with ``refined=True``, ``p_absent`` must also be at most `PRESENT`.
+        present: whether a map scores above the base score, which also happens for many absent objects.  If
+            the encoding was made with ``refined=True``, ``p_absent`` must also be at most `PRESENT`.
         boxes: (x0, y0, x1, y1) in pixels of the original image, see `find_boxes`; empty if absent.
         saliency: (h, w), or (S, S) if refined, see `saliency`; None if absent.
         score: the highest score of a map, also of those with predicted embeddings, a cosine in [-1, 1].

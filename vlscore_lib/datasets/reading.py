@@ -30,7 +30,7 @@ class Dataset:
     Attributes:
         layout: how the folder is laid out, one of `LAYOUTS`.
         photos (list[AnnotatedPhoto]): the photos, in the order of their names.
-        classes: a dict from class to its names, in order; `evaluate` puts these names into its prompts.
+        classes: a dict from class to its names, in order, which `evaluate` puts in prompts.
         bad: a line for each photo that was left out, which says why.
         skips_bad: whether an evaluation also leaves out photos that can no longer be read.
         empty: number of photos that were left out because they show no object or have no annotation.
@@ -49,7 +49,7 @@ class Dataset:
         return self.layout in OWN_LAYOUTS
 
     def checksum(self) -> str:
-        """Compute the SHA-256 over names, sizes, labels, boxes and classes; the files' places do not matter."""
+        """Compute the SHA-256 over names, sizes, labels, boxes and classes, but not the photos' folders."""
         facts = [(photo.path.stem, photo.size, photo.label, photo.boxes) for photo in self.photos]
         return sha256(json.dumps([facts, self.classes]).encode()).hexdigest()
 
@@ -71,18 +71,15 @@ def read_dataset(
 ) -> Dataset:
     """Read a data set with boxes, in any of the `LAYOUTS`, and check every photo of it.
 
-    If a photo is a resized copy of the annotated one, its boxes are scaled.  In the layouts ``coco``, ``yolo``
-    and ``voc``, a photo is listed once for each class that it shows.
-
-    Photos are chosen in this order: ``first``, ``ids``, ``blacklist``, ``sample``, ``limit``.  Each one
-    chooses from what the one before has left.
+    If a photo is a resized copy of the annotated one, its boxes are scaled.  In the layouts ``coco``,
+    ``yolo`` and ``voc``, a photo is listed once for each class that it shows.  The photos are chosen by
+    ``first``, ``ids``, ``blacklist``, ``sample`` and ``limit``, each from what the one before it has left.
 
     Args:
         root: the data set's folder.
         layout: one of `LAYOUTS`; None means to look at the folder.
         boxes: the folder of XML files, or the file of COCO or YOLO; None means to look for it.
-        names: which names ImageNet's classes have, ``"imagenet"`` or ``"clip"``, see `imagenet_classes`;
-            other classes have the names in the folder.
+        names: of ImageNet's classes, ``"imagenet"`` or ``"clip"``, see `imagenet_classes`.
         limit: keep at most this number of photos, 1 or more, in the order of their names.
         first: take the first n photos of the data set, 1 or more, in the order of their names.
         ids: a file that names the photos to take, one in each line.

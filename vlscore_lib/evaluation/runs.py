@@ -31,7 +31,7 @@ class Run:
 
     Attributes:
         shards: lists of (photo, whether slow baselines are run on it).  A shard is the unit of work and of
-            resuming.  It has 8 photos; above 8,000 photos it has more, so that there are at most 1,000 shards.
+            resuming.  It has 8 photos, or more if there would be over 1,000 shards.
     """
 
     def __init__(self, model: Model, dataset: Dataset, protocol: Protocol, out=None):

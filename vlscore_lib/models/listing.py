@@ -104,9 +104,9 @@ def list_models(family: str, word: str = "") -> list[Listed]:
         word: upper and lower case do not matter; the empty word lists all models.
 
     Returns:
-        Named tuples, ``Listed``, with the fields ``name``, as `load_model` takes it; ``is_here``, whether the weights are
-        on this machine; ``megabytes``, the size of the weights or None if that is not known; ``note``, a
-        description; and ``defaults``, the tuned values, empty for other libraries' models.
+        Named tuples, ``Listed``, with the fields ``name``, as `load_model` takes it; ``is_here``, whether the
+        weights are on this machine; ``megabytes``, the size of the weights or None if that is not known;
+        ``note``, a description; and ``defaults``, the tuned values, empty for other libraries' models.
 
     Raises:
         VLScoreError: the family is unknown, none of its models has the word, or its library is missing.
