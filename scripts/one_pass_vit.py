@@ -12,12 +12,12 @@ import vlscore
 
 
 def to_itself(q, k, v):
-    """Let each token attend to itself alone, as MaskCLIP does (Zhou et al. 2022, section 3.2)."""
+    """Let each token attend to itself alone, as MaskCLIP does (Zhou et al. 2022)."""
     return v
 
 
 def to_similar_values(q, k, v):
-    """Let values attend to values, as CLIP Surgery does (Li et al. 2025, section 3.3)."""
+    """Let values attend to values, as CLIP Surgery does (Li et al. 2025)."""
     return torch.softmax(v @ v.transpose(-1, -2) * v.shape[-1] ** -0.5, -1) @ v
 
 
