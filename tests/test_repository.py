@@ -134,6 +134,11 @@ def test_every_page_of_the_book_is_in_its_contents():
     assert sorted(listed(contents)) == sorted(str(page.relative_to(ROOT).with_suffix("")) for page in pages)
 
 
+def test_a_chapter_has_at_most_a_megabyte():
+    large = {path.name: path.stat().st_size for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert {name: size for name, size in large.items() if size > 10**6} == {}
+
+
 def test_the_book_s_build_looks_into_no_hidden_folder(tmp_path):
     """Environments stand in such folders, of any name, with pages of their own."""
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
