@@ -17,8 +17,8 @@ from pathlib import Path
 
 import choose_vit_refinement
 import numpy as np
-import one_pass_vit
 import torch
+from one_pass_vit import ONE_PASS
 from tqdm import tqdm
 
 import vlscore
@@ -35,12 +35,6 @@ SOURCES = {
     "keys, 8 components": {"maps": "key", "pca": 8},
     "queries, 8 components": {"maps": "query", "pca": 8},
     "values, 8 components": {"maps": "value", "pca": 8},
-}
-
-
-ONE_PASS = {
-    "MaskCLIP": one_pass_vit.maskclip_map,
-    "CLIP Surgery, one block": one_pass_vit.surgery_map,
 }
 
 

@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import one_pass_vit
 import results
 import study_sets
 import torch
 from choose_refinement import THRESHOLDS, constant_hits
+from one_pass_vit import ONE_PASS
 
 import vlscore
 
@@ -30,21 +30,10 @@ OUT = Path(__file__).parents[1] / "data" / "passes.json"
 KEEPS = (8, 16, 32, 64, 128)
 MODELS = ("lite0-minilm", "scenes-rn", "scenes-vit")
 MEAN, PLAIN, REFINED, TEXTLESS = "mean of all maps", "plain", "refined", "refined without text"
-MASKCLIP, MASKCLIP_REFINED = "MaskCLIP", "MaskCLIP, refined"  # of a ViT
-SURGERY, SURGERY_REFINED = "CLIP Surgery, one block", "CLIP Surgery, one block, refined"
-BASES = {  # what needs no masked pass -> the method that it is compared with
-    MEAN: PLAIN,
-    TEXTLESS: REFINED,
-    MASKCLIP: PLAIN,
-    MASKCLIP_REFINED: REFINED,
-    SURGERY: PLAIN,
-    SURGERY_REFINED: REFINED,
-}
+BASES = {MEAN: PLAIN, TEXTLESS: REFINED}  # what needs no masked pass -> the method that it is compared with
+for one_pass in ONE_PASS:  # of a ViT
+    BASES |= {one_pass: PLAIN, f"{one_pass}, refined": REFINED}
 METHODS = (PLAIN, REFINED, *BASES)
-ONE_PASS = {  # of a ViT: plain and refined -> how to find its map
-    (MASKCLIP, MASKCLIP_REFINED): one_pass_vit.maskclip_map,
-    (SURGERY, SURGERY_REFINED): one_pass_vit.surgery_map,
-}
 
 
 def with_passes(encoding: vlscore.Encoding, keep: int) -> vlscore.Encoding:
@@ -79,10 +68,10 @@ def without_passes(model, plain, refined, text) -> dict[str, tuple]:
 def find_one_pass(model, path, plain, refined, text) -> dict[str, tuple]:
     """The heat map of each of `ONE_PASS` for a ViT, and the encoding to cut boxes with."""
     grid, sides, found = refined.features.shape[1:], refined.input_size, {}
-    for (name, name_refined), find_map in ONE_PASS.items():
+    for name, find_map in ONE_PASS.items():
         heat = find_map(model, path, text).relu()
         spread = vlscore.diffuse(vlscore.upsample(heat, grid), refined.features)
-        found |= {name: (heat, plain), name_refined: (vlscore.upsample(spread, sides), refined)}
+        found |= {name: (heat, plain), f"{name}, refined": (vlscore.upsample(spread, sides), refined)}
     return found
 
 
@@ -210,8 +199,8 @@ def table(name: str, asks: list[study_sets.Ask], records: list[dict]) -> list[di
             "over_most_passes": vlscore.paired_difference(hit, look_at(method, most)[0]),
         }
         if passes != 0:
-            rivals = [each for each, base in BASES.items() if base == method and (each, 0) in keys]
-            row["over"] = {each: vlscore.paired_difference(hit, look_at(each, 0)[0]) for each in rivals}
+            free = [each for each, base in BASES.items() if base == method and (each, 0) in keys]
+            row["over"] = {each: vlscore.paired_difference(hit, look_at(each, 0)[0]) for each in free}
         if method == REFINED and all((PLAIN, passes) in records[n] for n in here):
             row["over_plain"] = vlscore.paired_difference(hit, look_at(PLAIN, passes)[0])
             if passes == study_sets.KEEP:

@@ -56,3 +56,6 @@ def maskclip_map(model: vlscore.Model, path, text: torch.Tensor) -> torch.Tensor
 def surgery_map(model: vlscore.Model, path, text: torch.Tensor) -> torch.Tensor:
     """The map (n, n) of CLIP Surgery's attention in the last block alone; its paper changes more blocks."""
     return torch.einsum("dhw,d->hw", embed_patches(model, path, to_similar_values, False), text)
+
+
+ONE_PASS = {"MaskCLIP": maskclip_map, "CLIP Surgery, one block": surgery_map}  # by the names in `data/`

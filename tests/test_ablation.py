@@ -5,6 +5,7 @@ from pathlib import Path
 
 import ablate
 import numpy as np
+import one_pass_vit
 import pytest
 import torch
 
@@ -55,7 +56,7 @@ def test_the_last_variant_is_the_refined_method(drawn):
 
 def test_the_stored_table_is_of_the_variants_in_the_code():
     stored = json.loads(ablate.OUT.read_text())
-    source = Path(ablate.__file__).read_text()
+    source = "".join(Path(each.__file__).read_text() for each in (ablate, one_pass_vit))
     for row in stored["rows"]:
         assert f'"{row["variant"]}"' in source
 
