@@ -49,6 +49,9 @@ def baseline_maps(
 class CosineScorer(torch.nn.Module):
     """An encoder with gradients that turns pixels (B, 3, S, S) into the cosine with a text, (B, 1).
 
+    Use it to run another gradient method on the model: libraries such as pytorch-grad-cam take a module with
+    one output, as a classifier has for each class.  The weights of the encoder themselves have no gradients.
+
     Args:
         model: from `load_model`.
         text: (D,), the text's embedding, of any norm.
@@ -66,7 +69,10 @@ class CosineScorer(torch.nn.Module):
 def compute_cam(
     method: str, model: Model, pixels: torch.Tensor, text: torch.Tensor, layer: str
 ) -> torch.Tensor:
-    """Compute the Grad-CAM or Score-CAM of the cosine with a text, by pytorch-grad-cam: (S, S) in [0, 1].
+    """Compute the Grad-CAM or Score-CAM of a text, by pytorch-grad-cam: (S, S) in [0, 1].
+
+    The score is CLIP's logit, the cosine divided by the model's τ.  Score-CAM's softmax over the maps depends
+    on this scale.
 
     Args:
         method: name of the library's class, ``"GradCAM"`` or ``"ScoreCAM"``.
@@ -75,15 +81,24 @@ def compute_cam(
         text: (D,), the text's embedding, of any norm.
         layer: one of the model's layers.
 
+    Returns:
+        A float32 tensor on the CPU.
+
     Raises:
         VLScoreError: pytorch-grad-cam is not installed.
+        AttributeError: the library has no class of this name.
+        KeyError: the model has no such layer.
     """
     library = import_extra("pytorch_grad_cam", "evaluation")
     module, reshape = model.gradient_module(layer), model.output_maps if model.is_vit else None
     cam_class, scorer = getattr(library, method), CosineScorer(model, text)
+
+    def logit(score):
+        return score[0] / model.temperature
+
     silent = redirect_stderr(StringIO())  # ScoreCAM shows a progress bar of its own
     with silent, gradients_from(module), cam_class(scorer, [module], reshape_transform=reshape) as cam:
-        return torch.from_numpy(cam(pixels[None].to(model.device), targets=[lambda score: score[0]])[0])
+        return torch.from_numpy(cam(pixels[None].to(model.device), targets=[logit])[0])
 
 
 @contextmanager
@@ -116,7 +131,13 @@ def compute_gscorecam(model: Model, pixels: torch.Tensor, text: torch.Tensor, la
         pixels: (3, S, S), see `Model.preprocess`.
         text: (D,), the text's embedding, of any norm.
         layer: one of the model's layers.
-        k: largest number of maps that are scored.
+        k: largest number of maps that are scored, 1 or more.
+
+    Returns:
+        A float32 tensor on the CPU.
+
+    Raises:
+        KeyError: the model has no such layer.
     """
     with gradients_from(model.gradient_module(layer)) as outputs:
         score = CosineScorer(model, text)(pixels[None].to(model.device))
