@@ -8,6 +8,7 @@ from time import monotonic, sleep
 
 import bench
 import bench_commands
+import bench_ladder
 import numpy as np
 import psutil
 import pytest
@@ -27,6 +28,30 @@ def test_the_plain_loop_gives_the_saliency_of_encode(rn, chelsea):
     assert nothing is None
     torch.testing.assert_close(heat, loop, atol=1e-5 * loop.max().item(), rtol=0)
     assert torch.equal(further(text), heat)
+
+
+@pytest.mark.parametrize("skip_constant", [False, True])
+def test_batches_give_the_saliency_of_the_plain_loop(rn, chelsea, skip_constant):
+    image = vlscore.load_image(chelsea)
+    image_embedding, base = rn.encode_image(torch.stack([rn.preprocess(image), torch.zeros(3, 96, 96)]))
+    text = vlscore.unit(image_embedding - base)
+    loop, _ = bench.plain_loop(rn, image, text)
+    heat = bench_ladder.run_in_batches(rn, image, text, skip_constant)
+    if skip_constant:  # the rows of a constant map add nothing to the loop's sum either
+        assert bench.correlation(heat, loop) > 0.9999
+    torch.testing.assert_close(heat, loop, atol=1e-5 * loop.max().item(), rtol=0)
+
+
+def test_the_ladder_is_written_step_by_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_ladder, "OUT", tmp_path / "ladder.json")
+    monkeypatch.setattr(bench, "alone", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(bench_ladder, "MODEL", "scenes-rn")
+    assert bench_ladder.main([]) == 0
+    rows = json.loads((tmp_path / "ladder.json").read_text())["rows"]
+    assert [row["step"] for row in rows] == [*bench_ladder.STEPS, bench_ladder.FURTHER]
+    assert rows[-2]["passes"] == bench.FAST + 3 < rows[0]["passes"] == 513
+    assert all(row["seconds"] > 0 for row in rows)
+    assert rows[2]["correlation"] > 0.9999 and rows[3]["correlation"] > 0.9999
 
 
 @pytest.mark.parametrize("library", ["pytorch-grad-cam", "torchcam"])
