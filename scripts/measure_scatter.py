@@ -3,9 +3,10 @@
     python scripts/measure_scatter.py              # a quarter of an hour on two cores
 
 Scatter, on scenes of three objects: what a mask shows by more than half, of the maps and of their positive
-part; and what its brightest tenth shows, a window of the same area for every source of maps.  Two controls
-belong to the brightest tenth: the same windows over the objects of another scene, as a level of chance; and
-of each map, the better of it and its negative, since a map may show an object by its low values.
+part; and what its brightest tenth shows, a window of the same area for every source of maps: its shares on
+one object, on the other objects and on the ground.  Three controls belong to the brightest tenth: the same
+windows over the objects of another scene, as a level of chance; of each map, the better of it and its
+negative, since a map may show an object by its low values; and the same of all maps, not of the strong ones.
 Localization, on the scenes of `measure_scenes.py`: plain VL-Score with the maps of a ViT's last block, and
 with their positive part.
 """
@@ -35,17 +36,21 @@ SIDE = 100  # of the enlarged masks, in pixels
 WINDOW = 0.1  # share of the image that a window of equal area covers
 SHOWN = 0.25  # share of an object's box that must be in a window
 BEFORE_RELU = "before ReLU"  # a CNN's maps with both signs, as its block adds them up
-SOURCES = {  # model, layer, maps
-    "CNN, layer3": ("rn", "layer3", "activation"),
-    "CNN, layer3, before ReLU": ("rn", "layer3", BEFORE_RELU),
-    "CNN, layer4": ("rn", "layer4", "activation"),
-    "CNN, layer4, before ReLU": ("rn", "layer4", BEFORE_RELU),
+SOURCES = {  # model, layer, maps, components
+    "CNN, layer2": ("rn", "layer2", "activation", None),
+    "CNN, layer3": ("rn", "layer3", "activation", None),
+    "CNN, layer3, before ReLU": ("rn", "layer3", BEFORE_RELU, None),
+    "CNN, layer4": ("rn", "layer4", "activation", None),
+    "CNN, layer4, before ReLU": ("rn", "layer4", BEFORE_RELU, None),
     **{
-        f"ViT, block {n}, {maps}": ("vit", n, maps)
+        f"ViT, block {n}, {maps}": ("vit", n, maps, None)
         for n in "0123"
         for maps in ("activation", "query", "key", "value")
     },
+    "ViT, block 3, attention": ("vit", "3", "attention", None),
+    **{f"ViT, block 3, {maps}, 8 components": ("vit", "3", maps, 8) for maps in ("query", "key", "value")},
 }
+FIGURES = ("area", "objects", "on one object", "on other objects", "on ground")  # of a window
 LOCALIZED = ("activation", "query")  # sources of the last block whose positive part localizes too
 LOCALIZED_SCENES = {"tune": 80, "test": 200}  # the first of the sets of `measure_scenes.py`
 
@@ -57,16 +62,21 @@ def window_of_equal_area(masks: torch.Tensor, share: float) -> torch.Tensor:
     """
     flat = masks.flatten(1)
     count = share * flat.shape[1]
-    limit = flat.sort(1, descending=True).values[:, int(count) - 1 : int(count)]
+    limit = flat.kthvalue(flat.shape[1] - int(count) + 1, 1, keepdim=True).values
     above, equal = (flat > limit).float(), (flat == limit).float()
     rest = (count - above.sum(1, keepdim=True)) / equal.sum(1, keepdim=True)
     return (above + rest * equal).unflatten(1, masks.shape[1:])
 
 
+def boxes_in_windows(photo: vlscore.AnnotatedPhoto, side: int) -> list[list[int]]:
+    """The boxes of a scene's objects, (x0, y0, x1, y1) in pixels of windows with a given side."""
+    scale = side / torch.tensor([*photo.size, *photo.size])
+    return [(torch.tensor(box) * scale).round().int().tolist() for _, box in photo.objects]
+
+
 def parts_in_boxes(windows: torch.Tensor, photo: vlscore.AnnotatedPhoto) -> tuple[torch.Tensor, torch.Tensor]:
     """How much of each window (C, S, S) lies in a scene's n boxes: (n, C), and their areas (n, 1)."""
-    scale = windows.shape[-1] / torch.tensor([*photo.size, *photo.size])
-    inside = [(torch.tensor(box) * scale).round().int().tolist() for _, box in photo.objects]
+    inside = boxes_in_windows(photo, windows.shape[-1])
     parts = torch.stack([windows[:, y0:y1, x0:x1].sum((1, 2)) for x0, y0, x1, y1 in inside])
     return parts, torch.tensor([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in inside])[:, None]
 
@@ -77,16 +87,27 @@ def share_on_one(windows: torch.Tensor, photo: vlscore.AnnotatedPhoto) -> torch.
     return (parts / windows.sum((1, 2)).clamp_min(1e-9)).amax(0)
 
 
-def count_objects(windows: torch.Tensor, photo: vlscore.AnnotatedPhoto) -> tuple[float, float, float]:
+def share_on_ground(windows: torch.Tensor, photo: vlscore.AnnotatedPhoto) -> torch.Tensor:
+    """The share of each window (C, S, S) that lies in no object's box: (C,)."""
+    ground = torch.ones(windows.shape[1:])
+    for x0, y0, x1, y1 in boxes_in_windows(photo, windows.shape[-1]):
+        ground[y0:y1, x0:x1] = 0
+    return (windows * ground).sum((1, 2)) / windows.sum((1, 2)).clamp_min(1e-9)
+
+
+def count_objects(windows: torch.Tensor, photo: vlscore.AnnotatedPhoto) -> tuple[float, ...]:
     """What windows (C, S, S) show.
 
     Returns:
-        Means over the windows: of the share of the image, of the number of objects with enough of their box
-        inside, see `SHOWN`, and of `share_on_one`.
+        Means over the windows, see `FIGURES`: of the share of the image, of the number of objects with enough
+        of their box inside, see `SHOWN`, of `share_on_one`, of the share on the other objects, and of
+        `share_on_ground`. An empty window lies on nothing.
     """
     parts, areas = parts_in_boxes(windows, photo)
     shown = (parts / areas > SHOWN).sum(0).float()
-    return windows.mean().item(), shown.mean().item(), share_on_one(windows, photo).mean().item()
+    one, ground = share_on_one(windows, photo), share_on_ground(windows, photo)
+    others = (windows.sum((1, 2)) > 0).float() - one - ground
+    return tuple(each.mean().item() for each in (windows, shown, one, others, ground))
 
 
 def better_sign(windows: torch.Tensor, negative: torch.Tensor, photo: vlscore.AnnotatedPhoto) -> torch.Tensor:
@@ -95,18 +116,19 @@ def better_sign(windows: torch.Tensor, negative: torch.Tensor, photo: vlscore.An
     return torch.where(is_better[:, None, None], negative, windows)
 
 
-def read_maps(model: vlscore.Model, layer: str, maps: str, photo: vlscore.AnnotatedPhoto) -> torch.Tensor:
-    """The maps (C, h, w) of a scene; of a CNN's layer, also those that its last ReLU gets."""
+def read_maps(model: vlscore.Model, source, photo: vlscore.AnnotatedPhoto) -> torch.Tensor:
+    """The maps (C, h, w) of a scene by a layer, maps and components; of a CNN, also before its last ReLU."""
+    layer, maps, pca = source
     pixels = model.preprocess(photo.path)[None]
     if maps != BEFORE_RELU:
-        return model.feature_maps(pixels, layer, maps)[0]
+        return model.feature_maps(pixels, layer, maps, pca)[0]
     block = getattr(model.visual, layer)[-1]
     with vlscore.tapped(block.bn3) as residual, vlscore.tapped(block.downsample) as identity:
         model.encode_image(pixels)
     return (residual.output + identity.output)[0]
 
 
-def measure_scene(source: str, photos) -> dict[str, tuple[float, float, float]]:
+def measure_scene(source: str, photos) -> dict[str, tuple[float, ...]]:
     """What the maps of a source show of a scene, by the kind of window.
 
     Args:
@@ -114,10 +136,10 @@ def measure_scene(source: str, photos) -> dict[str, tuple[float, float, float]]:
         photos: the scene, and another one whose objects say what the same windows show by chance.
     """
     photo, other = photos
-    kind, layer, maps = SOURCES[source]
+    kind, *chosen = SOURCES[source]
     model, _ = measure_scenes.load(kind)
-    found = read_maps(model, layer, maps, photo)
-    found = found[vlscore.select_maps(found, MAPS)]
+    every = read_maps(model, chosen, photo)
+    found = every[vlscore.select_maps(every, MAPS)]
     masks = vlscore.make_masks(found, SIDE)
     brightest, darkest = (window_of_equal_area(each, WINDOW) for each in (masks, -masks))
     windows = {
@@ -125,9 +147,12 @@ def measure_scene(source: str, photos) -> dict[str, tuple[float, float, float]]:
         "above half, positive part": (vlscore.make_masks(found.relu(), SIDE) > 0.5).float(),
         "brightest tenth": brightest,
     }
+    masks_of_all = vlscore.make_masks(every[vlscore.varies(every)], SIDE)  # a constant map shows nothing
+    of_all = window_of_equal_area(masks_of_all, WINDOW)
     shown = {name: count_objects(each, photo) for name, each in windows.items()}
     for name, each in ("", photo), (", another scene", other):
         shown[f"better sign{name}"] = count_objects(better_sign(brightest, darkest, each), each)
+        shown[f"all maps, brightest tenth{name}"] = count_objects(of_all, each)
     return shown | {"brightest tenth, another scene": count_objects(brightest, other)}
 
 
@@ -163,19 +188,16 @@ def describe(source: str, rows: dict[str, np.ndarray], twin: dict[str, np.ndarra
     """A source's figures for each kind of window, and how many more objects it shows than the CNN's layer3.
 
     Args:
-        rows: kind of window -> (n, 3), see `count_objects`.
+        rows: kind of window -> (n, 5), see `count_objects`.
         twin: the same of the CNN's layer with as many cells.
     """
     row = {"source": source}
     for window, values in rows.items():
-        area, objects, focus = values.T
-        row[window] = {
-            "area": summarize(area),
-            "objects": summarize(objects),
-            "on one object": summarize(focus),
-        }
-        row[window]["more objects than the CNN"] = vlscore.paired_difference(objects, twin[window][:, 1])
-        row[window]["more on one object than the CNN"] = vlscore.paired_difference(focus, twin[window][:, 2])
+        row[window] = {name: summarize(figure) for name, figure in zip(FIGURES, values.T)}
+        for name, said in ("objects", "more objects"), ("on one object", "more on one object"):
+            column = FIGURES.index(name)
+            difference = vlscore.paired_difference(values[:, column], twin[window][:, column])
+            row[window][f"{said} than the CNN"] = difference
     return row
 
 

@@ -34,14 +34,26 @@ def test_objects_in_windows_are_counted_by_hand():
     windows[0, :5, :5] = 1  # all of the first object, and a quarter of the image
     windows[1, 3:5, 3:7] = 1  # 4 of the first's 25 cells, and as many of the second's 10
     photo = make_photo((0, 0, 50, 50), (50, 30, 100, 50))
-    area, objects, focus = study.count_objects(windows, photo)
+    area, objects, focus, others, ground = study.count_objects(windows, photo)
     assert area == pytest.approx((0.25 + 0.08) / 2)
     assert objects == (1 + 1) / 2  # 4 of 25 are too few, 4 of 10 are enough
     assert focus == (1 + 0.5) / 2
+    assert (others, ground) == ((0 + 0.5) / 2, 0)
     assert study.share_on_one(windows, photo).tolist() == [1, 0.5]
     # The negative's window counts where it keeps more to one object.
     swapped = study.better_sign(windows, windows.flip(0), photo)
     assert torch.equal(swapped, windows[[0, 0]])
+
+
+def test_the_ground_is_what_no_box_covers():
+    windows = torch.zeros(3, 10, 10)
+    windows[0, 2:6, 2:6] = 1  # 16 cells: 8 in the first box, 8 in the second, 4 of them in both
+    windows[1, 8:, 8:] = 0.5  # beside the boxes
+    photo = make_photo((20, 20, 40, 60), (30, 20, 50, 60))
+    one, others, ground = (study.count_objects(windows[:1], photo))[2:]
+    assert (one, others, ground) == (0.5, 0.25, 0.25)
+    assert study.share_on_ground(windows, photo).tolist() == [0.25, 1, 0]
+    assert study.count_objects(windows[2:], photo)[2:] == (0, 0, 0)  # an empty window lies on nothing
 
 
 def test_another_scene_is_the_level_of_chance(drawn):
@@ -51,10 +63,20 @@ def test_another_scene_is_the_level_of_chance(drawn):
     found = study.measure_scene("CNN, layer3", (first, second))
     same = study.measure_scene("CNN, layer3", (first, first))
     torch.set_num_threads(threads)  # a process of the studies takes one core
-    for name in ("brightest tenth", "better sign"):
+    for name in ("brightest tenth", "better sign", "all maps, brightest tenth"):
         assert same[name] == same[f"{name}, another scene"] == found[name]
         assert found[f"{name}, another scene"] != found[name]
     assert found["better sign"][2] >= found["brightest tenth"][2]
+
+
+def test_all_maps_are_those_that_vary(drawn):
+    """With as many maps as there are, strong ones and all are the same."""
+    photos = vlscore.read_dataset(drawn).photos[:2]
+    threads = torch.get_num_threads()
+    found = study.measure_scene("ViT, block 3, attention", photos)
+    torch.set_num_threads(threads)  # a process of the studies takes one core
+    for name in ("", ", another scene"):
+        assert found[f"all maps, brightest tenth{name}"] == found[f"brightest tenth{name}"]
 
 
 def test_the_positive_part_is_encoded_as_maps_of_its_own(drawn):
@@ -79,10 +101,11 @@ def test_what_the_tuning_scenes_choose_is_measured_on_the_others():
 
 
 def test_a_source_is_compared_with_the_cnn_scene_by_scene():
-    rows = {"above half": np.array([[0.1, 1.0, 0.5], [0.1, 3.0, 0.7]])}
-    twin = {"above half": np.array([[0.2, 1.0, 0.5], [0.2, 1.0, 0.1]])}
+    rows = {"above half": np.array([[0.1, 1.0, 0.5, 0.1, 0.4], [0.1, 3.0, 0.7, 0.1, 0.2]])}
+    twin = {"above half": np.array([[0.2, 1.0, 0.5, 0.1, 0.4], [0.2, 1.0, 0.1, 0.1, 0.8]])}
     found = study.describe("ViT", rows, twin)["above half"]
     assert found["objects"]["value"] == 2
+    assert found["on ground"]["value"] == pytest.approx(0.3)
     assert found["more objects than the CNN"]["value"] == 1
     assert found["more on one object than the CNN"]["value"] == pytest.approx(0.3)
 
@@ -90,7 +113,7 @@ def test_a_source_is_compared_with_the_cnn_scene_by_scene():
 def test_maps_before_the_relu_are_the_layer_s_with_their_negative_values(scenes_rn, drawn):
     photo = vlscore.read_dataset(drawn).photos[0]
     for layer in ("layer3", "layer4"):
-        before = study.read_maps(scenes_rn, layer, study.BEFORE_RELU, photo)
-        after = study.read_maps(scenes_rn, layer, "activation", photo)
+        before = study.read_maps(scenes_rn, (layer, study.BEFORE_RELU, None), photo)
+        after = study.read_maps(scenes_rn, (layer, "activation", None), photo)
         assert (before < 0).any()
         torch.testing.assert_close(before.relu(), after)
