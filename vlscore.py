@@ -82,7 +82,7 @@ def encode(model: Model, image, *values, progress=iter, **options) -> Encoding:
     Args:
         model: from `load_model`.
         image: a path or a PIL image.
-        values: the fields of `EncodingOptions` as positional arguments, in their order.
+        values: the fields of `EncodingOptions` one by one, in their order, not the object itself.
         options: the fields of `EncodingOptions` as keyword arguments, such as ``refined=True``.
         progress: a function that wraps the list of batches, such as `tqdm.tqdm`.
 
@@ -227,13 +227,13 @@ def judge_presence(encoding: Encoding | Rows, texts: torch.Tensor, others: torch
     """Judge for several texts at once whether an image shows what they name.
 
     Args:
-        encoding: the encoded image, or the ``Rows`` of it that an `EncodingStore` can read alone.
+        encoding: the encoded image, or its ``Rows``, see "Encodings on disk" in the API reference.
         texts: (M, D), embeddings of the texts to judge.
         others: (N, D), embeddings of the texts to compare with, see `embed_other_words`.
 
     Returns:
         `p_absent` of each text, (M,), and the model's confidence, (M,) in [0, 1].  It is Φ(z) if the text's
-        fit lies z standard deviations above the mean fit of the other texts.
+        fit lies z standard deviations above the others' mean; Φ is the normal distribution function.
     """
     every = unit(torch.cat([texts, others]).cpu())  # (M + N, D)
     rows = encoding if isinstance(encoding, Rows) else Rows.of(encoding)
@@ -250,7 +250,7 @@ def embed_other_words(model: Model) -> torch.Tensor:
     """Embed the prompts that `p_absent` compares a text with: (N, D), unit, on the CPU.
 
     Args:
-        model: its ``other_words`` are the words, or the 80 everyday words if it has none.
+        model: its ``other_words``, or the 80 everyday words if it has none, are put into `TEMPLATE`.
     """
     return model.encode_text([TEMPLATE.format(word) for word in model.other_words or everyday_things()]).cpu()
 
@@ -523,7 +523,7 @@ def evaluate(
         options: the fields of `Protocol`.
 
     Raises:
-        VLScoreError: an option is out of range, the folder holds another run, or a photo cannot be read.
+        VLScoreError: a bad option, another run in the folder, an unreadable photo or a missing package.
     """
     pandas = import_extra("pandas", "evaluation")
     import_extra("pyarrow", "evaluation")  # report a missing package before hours of work

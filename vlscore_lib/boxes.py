@@ -209,7 +209,8 @@ def find_box_at(point, boxes) -> int | None:
 
     Args:
         point: (x, y) in pixels.
-        boxes: (x0, y0, x1, y1) each, in pixels.  Unlike elsewhere, the right and lower edges count as inside.
+        boxes: (x0, y0, x1, y1) each, in pixels.  Unlike elsewhere, the right and lower edges count as inside,
+            since `find_peak` puts a peak in the last column at x = W.
     """
     x, y = point
     return next((n for n, (x0, y0, x1, y1) in enumerate(boxes) if x0 <= x <= x1 and y0 <= y <= y1), None)
@@ -218,7 +219,8 @@ def find_box_at(point, boxes) -> int | None:
 def mass_in_boxes(encoding: Encoding, boxes) -> torch.Tensor:
     """Compute the share of each mask's mass that lies in each box: (C, n) in [0, 1].
 
-    The mass of a mask is the sum of its pixels, see `make_masks`.
+    The mass of a mask is the sum of its pixels, see `make_masks`.  The mask of a constant map has none, so
+    all its shares are 0.
 
     Args:
         encoding: the encoded image.

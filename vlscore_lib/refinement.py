@@ -90,8 +90,7 @@ def locate_seed(
 ) -> torch.Tensor:
     """Estimate which cells a CNN's object covers, by three kinds of evidence: (h, w) in [0, 1].
 
-    The estimate is the geometric mean of `gather_evidence`.  If the model hardly knows the text, the
-    text-free evidence still marks what stands out in the image.
+    The estimate is the geometric mean of `gather_evidence`.
 
     Args:
         scales: from `read_scales`.
@@ -105,7 +104,8 @@ def locate_seed(
 def sharpen(seed: torch.Tensor, features: torch.Tensor, how: Sharpening = SHARPENING) -> torch.Tensor:
     """Fit a seed to the edges in the features: (h, w) in [0, 1].
 
-    Each pass replaces the seed by its geometric mean with `discriminate`.
+    Each pass clips `discriminate` to [0, 1], takes its geometric mean with the seed, and scales the result to
+    [0, 1] as the new seed.
 
     Args:
         seed: (h, w) in [0, 1], how likely each cell belongs to the object, see `locate_seed`.

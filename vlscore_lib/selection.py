@@ -44,8 +44,8 @@ def mask_similarity(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 def select_maps(maps: torch.Tensor, keep: int | float | None) -> torch.Tensor:
     """Choose the maps worth an encoder pass, without looking at any prompt.
 
-    Each step takes the map with the largest product of two numbers: its variance, and the part of its
-    embedding that is still unknown.  That is a strong map unlike those already taken.  The unknown part is
+    It takes strong maps that are unlike those already taken.  Each step takes the map with the largest
+    product of two numbers: its variance, and the part of its embedding that is still unknown.  That part is
     the posterior variance of a Gaussian process over masks with the kernel `mask_similarity` (Rasmussen and
     Williams 2006, eq. 2.26), computed by a pivoted Cholesky factorisation.
 

@@ -33,7 +33,8 @@ class Rows(NamedTuple):
 
     Attributes:
         mask_embeddings: (K, D), unit, of the maps that went through the encoder.
-        base_embedding, image_embedding: (D,), unit.
+        base_embedding: (D,), unit, of the empty image.
+        image_embedding: (D,), unit, of the whole image.
         size: (W, H) of the upright photo.
     """
 

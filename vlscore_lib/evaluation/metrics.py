@@ -58,7 +58,7 @@ def max_box_acc(ious) -> tuple[float, int]:
     """Compute MaxBoxAcc (Choe et al. 2020): the share of images with IoU ≥ 0.5, at the best threshold.
 
     Args:
-        ious: (n, A) in [0, 1], the IoU of the largest component's box, for n images at A thresholds.
+        ious: (n, T) in [0, 1], the IoU of the largest component's box, for n images at T thresholds.
 
     Returns:
         The share in [0, 1], and the index of the threshold.
@@ -73,7 +73,7 @@ def max_box_acc_v2(ious) -> float:
     It is the mean, over the minimum IoUs 0.3, 0.5 and 0.7, of the share of images that reach it.
 
     Args:
-        ious: (n, A) in [0, 1], the box IoU over all boxes, for n images at A thresholds.
+        ious: (n, T) in [0, 1], the box IoU over all boxes, for n images at T thresholds.
 
     Returns:
         A share in [0, 1].

@@ -24,9 +24,10 @@ class Protocol(EncodingOptions):
         threshold: α in (0, 1) of the results; None means the model's own, for refined maps if ``refined``.
         temperatures: further values of τ > 0 to measure; by default 1, as in the released code of the report.
             ``temperature`` is added.
-        thresholds: further values of α in (0, 1) to measure; ``threshold`` is added.
-        names: a note for ``run.json``.  The prompts take the names in ``dataset.classes``, so choose names in
-            `read_dataset`, and give the same value here.
+        thresholds: further values of α in (0, 1) to measure; `Protocol.resolve` adds ``threshold`` and sorts,
+            so that entry i of a record's lists belongs to ``thresholds[i]``.
+        names: has no effect on the results and is only recorded in ``run.json``.  The prompts take the names
+            in ``dataset.classes``, which you choose in `read_dataset`.
         templates: name of a set of prompts, ``"report"`` or ``"clip"``, see `prompt_templates`.
         slow_baselines: number of photos, from the first one on, on which Score-CAM and gScoreCAM are also
             run; 0 runs them on none.

@@ -157,8 +157,11 @@ def read_shard(path):
     Args:
         path: a file ``part-*.parquet``.
 
+    Returns:
+        One row for each photo; its columns are the keys of a record, see `measure`.
+
     Raises:
-        VLScoreError: the file is damaged, or is not a shard.
+        VLScoreError: the file is missing, damaged or not a shard, or pandas is not installed.
     """
     pandas = import_extra("pandas", "evaluation")
     try:

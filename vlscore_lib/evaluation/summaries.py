@@ -32,18 +32,7 @@ def summarize(records, protocol: Protocol) -> dict:
         protocol: with the model's values filled in, see `Protocol.resolve`.
 
     Returns:
-        A dict.  ``results`` has the keys ``gt_known`` (the share of images whose box IoU is above 0.5),
-        ``top1_loc`` and ``top5_loc`` (GT-known, and the class is the likeliest, or one of the five likeliest)
-        and ``mean_box_iou``, at the protocol's τ and α.  It also has ``max_box_acc`` and ``max_box_acc_v2``,
-        which take the best thresholds on these images by definition, and ``images``, their number.  Each
-        share is a dict of ``value``, ``low`` and ``high``.  Its interval is Wilson's; for the mean and the
-        last two, it comes from 1,000 resamples (200 from 5,000 images on) with seed 0.
-        ``methods`` has the same for each temperature and baseline; the first four keys hold a list with an
-        entry for each threshold.  ``gt_known_above`` has VL-Score's GT-known at its own threshold less that
-        of each other method, at the threshold that is best for that method on these images, see
-        `paired_difference`.
-        Further keys are ``classification``, ``boxes`` (their number against the objects'), ``presence``,
-        ``average_precision`` (or None), ``constant_box`` and ``whole_image``.
+        A dict, see "The keys of a summary" in the API reference.
     """
     methods = {
         column.removeprefix("iou: "): sum_up_method(records, column.removeprefix("iou: "), protocol)

@@ -46,7 +46,7 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
 
-    def __call__(self, image: Image.Image, fit: str = "squash", size: int | None = None) -> torch.Tensor:
+    def __call__(self, image, fit: str = "squash", size: int | None = None) -> torch.Tensor:
         """Fit an image into the square input and normalise it.
 
         Args:
@@ -163,7 +163,7 @@ class Model:
     def layers(self) -> list[str]:
         return list(self.layer_modules())
 
-    def preprocess(self, image: Image.Image, fit: str = "squash", size: int | None = None) -> torch.Tensor:
+    def preprocess(self, image, fit: str = "squash", size: int | None = None) -> torch.Tensor:
         """Fit an image into the square input and normalise it.
 
         Args:

@@ -32,9 +32,10 @@ class ClipConfig:
     Attributes:
         head_width: channels of each head of the image encoder.
         text_heads: number of heads of the text encoder.
-        activation: of both encoders, one of `ACTIVATIONS`.
+        activation: of both encoders, ``"quick_gelu"`` or ``"gelu"``.
         epsilon: of all layer norms.
-        mean, std: of pixel values 0–1, for each channel.
+        mean: colour of each channel, of pixel values from 0 to 1; `ClipModel` takes it times 255.
+        std: standard deviation of each channel, in the same units.
     """
 
     head_width: int | None = None

@@ -32,7 +32,7 @@ class Listed(NamedTuple):
     """A model in a list.
 
     Attributes:
-        name: as `load_model` takes it.
+        name: as ``load_model`` takes it.
         is_here: whether its weights are on this machine.
         megabytes: size of its weights, on disk or to be downloaded; None if that is not known.
         note: a description.

@@ -97,8 +97,8 @@ def load_model(name: str = "auto", device: str | None = None) -> Model:
             - ``"scenes-rn"`` or ``"scenes-vit"``, which know drawn scenes only.
             - one of `CLIP_NAMES`, downloaded once by the ``clip`` package.
             - ``open_clip:ARCHITECTURE/TAG`` or ``open_clip:ARCHITECTURE/PATH`` for open_clip's models.
-              This needs ``.[models]``.
-            - ``hf:OWNER/NAME`` or ``hf:FOLDER`` for transformers' models.  This needs ``.[models]``.
+              This needs the extra ``models``.
+            - ``hf:OWNER/NAME`` or ``hf:FOLDER`` for transformers' models, with the same extra.
             - the path of a checkpoint, or of a folder with one, see `load_checkpoint`.  Add ``:gelu``
               if it was trained with GELU, not QuickGELU.
         device: a PyTorch device, such as ``"cpu"`` or ``"cuda:1"``; None means CUDA if there is a GPU, else
