@@ -19,14 +19,23 @@ PORT ?= 8501
 
 MODULES := vlscore vlscore_cli vlscore_label vlscore_localize vlscore_lib
 OURS := lite0-minilm,scenes-rn,scenes-vit
+PAGES := tests/test_book.py tests/test_app.py tests/test_app_browser.py
+# Some tests run make themselves; it must not take this make's flags for its own.
+PYTEST := env -u MAKEFLAGS -u MFLAGS $(BIN)/python -m pytest -q
 
-.PHONY: demo test coverage lint evaluate models sweep bench notebooks book app mutants clean
+.PHONY: demo test test-code test-pages coverage lint evaluate models sweep bench notebooks book app mutants clean
 
 demo: $(READY)  ## find objects in five real photos: prints the boxes, writes demo.png; about a minute
 	$(BIN)/python scripts/demo.py
 
-test: $(READY) lint book  ## unit tests, the notebooks as tests, and the book builds
-	$(BIN)/python -m pytest --nbval -q
+test: $(READY) lint book  ## unit tests, the notebooks as tests, and the book builds; two processes side by side
+	@$(MAKE) --no-print-directory -j2 --output-sync=line test-code test-pages
+
+test-code: $(READY)
+	$(PYTEST) tests $(PAGES:%=--ignore=%)
+
+test-pages: $(READY)
+	$(PYTEST) --nbval notebooks $(PAGES)
 
 coverage: $(READY) book  ## the same tests with the coverage of the modules, at least 90 percent; slower by up to a third
 	$(BIN)/python -m pytest --nbval -q $(MODULES:%=--cov=%) --cov-report=term --cov-fail-under=90
@@ -49,6 +58,7 @@ sweep: $(READY)  ## run chapter 04 over a GRID of parameters by papermill, into 
 
 bench: $(READY)  ## time every method side by side, fidelity and commands, into data/bench*.json; more than an hour
 	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/bench_ladder.py
 	$(BIN)/python scripts/bench_commands.py
 
 # make notebooks MODEL=RN50
