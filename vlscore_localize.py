@@ -145,7 +145,9 @@ def localize_texts(model, path: str, texts: list[str], picture, options, has_nam
     asked = options.temperature, options.threshold
     found = [vlscore.localize(model, encoding, text, *asked) for text in texts]
     if picture:
-        title = f"{Path(path).name}: {encoding.model}, {encoding.layer}, {len(encoding.maps)} maps"
+        encoded, count = len(encoding.indices), len(encoding.maps)
+        maps = f"{count} maps" if encoded == count else f"{encoded} of {count} maps"
+        title = f"{Path(path).name}: {encoding.model}, layer {encoding.layer}, {maps}"
         write_picture(picture, vlscore.draw_localizations(image, found, encoding, title))
     if options.json:
         print(json.dumps(drop_nan(vlscore.as_facts(path, image.size, model.name, found))), flush=True)

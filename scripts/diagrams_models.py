@@ -101,7 +101,7 @@ def contrastive_matrix(x, y, side) -> list[str]:
         for j, colour in enumerate(row):
             words, at = f"*u*_{{{i + 1}}}·*v*_{{{j + 1}}}", (x + (j + 0.5) * side, y + (i + 0.5) * side)
             parts.append(centred(*at, words, "math", fill=readable_on(colour)))
-    words = "Training raises the diagonal and lowers the rest."
+    words = "Training raises the diagonal above the rest."
     return [*parts, label(x + 2 * side, y + 4 * side + 32, words, "note")]
 
 
@@ -172,7 +172,7 @@ def resnet() -> tuple[float, list[str]]:
     parts = [
         label(26, 40, "CLIP’s ModifiedResNet RN50", "head", "image-ink", "start"),
         region(140, 58, 712, 304),
-        label(156, 292, "channels × rows × columns: place is kept", "note", "image-ink", "start"),
+        label(156, 292, "channels × rows × columns: a number has a location", "note", "image-ink", "start"),
         scene(26, middle - 45, 90),
         label(71, middle + 70, "image *X*", "note"),
         label(71, middle + 100, "3×224×224"),
@@ -181,7 +181,7 @@ def resnet() -> tuple[float, list[str]]:
         *(part for n in range(len(STAGES)) for part in stage(n, middle)),
         arrow((698, middle), (730, middle)),
         box(730, middle - 30, 88, 60, "attention\npool", "image", kind="note"),
-        label(774, 292, "place is lost", "note"),
+        label(774, 282, "no number\nhas a location", "note"),
         arrow((818, middle), (842, middle)),
         vector(842, middle, np.random.default_rng(2).uniform(0.1, 1, 10), step=9.2, height=26),
         label(888, middle + 70, "embedding", "note"),
