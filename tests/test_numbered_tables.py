@@ -46,4 +46,4 @@ def test_a_name_is_given_once():
         for cell in json.loads(chapter.read_text())["cells"]
         if "table" in cell["metadata"]
     ]
-    assert len(names) == len({*names}) > 35
+    assert len(names) == len({*names}) > 25
