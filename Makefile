@@ -29,7 +29,7 @@ demo: $(READY)  ## find objects in five real photos: prints the boxes, writes de
 	$(BIN)/python scripts/demo.py
 
 test: $(READY) lint book  ## unit tests, the notebooks as tests, and the book builds; two processes side by side
-	@$(MAKE) --no-print-directory -j2 --output-sync=line test-code test-pages
+	@$(MAKE) --no-print-directory -j2 test-code test-pages
 
 test-code: $(READY)
 	$(PYTEST) tests $(PAGES:%=--ignore=%)
