@@ -164,8 +164,6 @@ def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float
 
     .. math:: w_k = \exp(s_k/\tau) / \sum_{s_j > s_b} \exp(s_j/\tau) \text{ if } s_k > s_b, \text{ else } 0
 
-    The base score :math:`s_b` is a floor, which the VL-Score report calls a cap.
-
     Args:
         encoding: the encoded image.
         text_embedding: (D,), of any norm, as from `Model.encode_text`.
@@ -195,7 +193,7 @@ def saliency(encoding: Encoding, text_embedding: torch.Tensor, temperature: floa
         temperature: τ > 0, 1 by default, see `weights`; `localize` takes ``encoding.temperature``.
 
     Returns:
-        (h, w), 0 or more; if the encoding is refined, (S, S) in [0, 1], see `refine`.  None without weights.
+        (h, w), 0 or more; if refined, (S, S) in [0, 1], see `refine`.  None if no map beats the base score.
     """
     w = weights(encoding, text_embedding, temperature)
     if w is None:
@@ -218,7 +216,7 @@ def p_absent(encoding: Encoding, text_embedding: torch.Tensor, others: torch.Ten
     Args:
         encoding: the encoded image.
         text_embedding: (D,), of any norm, as from `Model.encode_text`.
-        others: (N, D), embeddings of the other texts, see `embed_other_words`.
+        others: (N, D), embeddings of the other texts, see `embed_other_words`; an equal text does not count.
     """
     return judge_presence(encoding, text_embedding[None], others)[0][0].item()
 
@@ -290,14 +288,18 @@ def find_boxes(
     """Cut boxes around the components of a saliency map above the CAM threshold.
 
     Args:
-        saliency: (h, w), or (S, S) if refined, see `saliency`; None gives no boxes.
+        saliency: (h, w), a float tensor on the CPU; None gives no boxes, nor does a constant map.
         encoding: the encoded image.
         threshold: α in (0, 1); pixels above α in the scaled map count; None means ``encoding.threshold``.
-        min_area: a share of the image's area, in [0, 1); smaller components are dropped.
+        min_area: a share of the photo's area, in [0, 1); smaller components (if refined, parts) are dropped.
 
     Returns:
         A box (x0, y0, x1, y1) around each 4-connected component or, if refined, each peak in it (see
         `split_instances`), the largest area first, in whole pixels of the original image, half-open.
+
+    Raises:
+        VLScoreError: the threshold is out of range.
+
     """
     return sweep_boxes(saliency, encoding, [threshold], min_area)[0]
 
@@ -306,10 +308,8 @@ def sweep_boxes(saliency, encoding: Encoding, thresholds, min_area: float = 0.00
     """Cut boxes at several CAM thresholds, upsampling the map only once: a list for each, as `find_boxes`.
 
     Args:
-        saliency: (h, w), or (S, S) if refined, see `saliency`; None gives no boxes.
-        encoding: the encoded image.
+        saliency, encoding, min_area: see `find_boxes`.
         thresholds: values of α in (0, 1); None among them means ``encoding.threshold``.
-        min_area: a share of the image's area, see `find_boxes`.
     """
     alphas = [encoding.threshold if each is None else each for each in thresholds]
     for alpha in alphas:
@@ -336,7 +336,7 @@ def localize(
 
     Args:
         model: from `load_model`.
-        image: a path, a PIL image, or an `Encoding` that this model made.
+        image: a path, a PIL image, or an `Encoding` that this model made, which is not checked.
         prompt: such as ``"an image of a cat."``
         temperature: τ > 0; None means the model's own, ``encoding.temperature``.
         threshold: α in (0, 1); None means the model's own, ``encoding.threshold``.
@@ -369,9 +369,9 @@ def localize(
 class Labeller:
     """Find the objects of several classes in photos, one photo at a time.
 
-    Call a labeller with a photo's path to get its `LabelledPhoto`.  A class whose `p_absent` is above
-    `PRESENT` is left out.  A box's score, in [0, 1], is the model's confidence in the class, see
-    `judge_presence`, times the peak of the heat map in the box, as a share of its peak in the photo.
+    Call a labeller with a photo's path to get its `LabelledPhoto`, with this path as its ``place``.  A class
+    whose `p_absent` is above `PRESENT` is left out.  A box's score, in [0, 1], is the model's confidence in
+    the class, see `judge_presence`, times the peak of the heat map in the box, as a share of its peak.
 
     Args:
         model: from `load_model`.
@@ -457,9 +457,8 @@ def find_labels(
     Args:
         model: the model that made the encoding.
         encoding: the encoded image.
-        texts: a dict from class to its embedding (D,).
-        temperature: τ > 0; None means ``encoding.temperature``.
-        threshold: α in (0, 1); None means ``encoding.threshold``.
+        texts: a dict from class to its embedding (D,), see `class_embedding`.
+        temperature, threshold: τ > 0 and α in (0, 1); None means the encoding's.
     """
     p, sure = judge_presence(encoding, torch.stack(list(texts.values())), embed_other_words(model))
     tau = encoding.temperature if temperature is None else temperature
@@ -479,7 +478,7 @@ def label(model: Model, paths, classes, **options):
         model: from `load_model`.
         paths: the photos' paths, such as `find_photos` returns.
         classes: see `Labeller`.
-        options: further arguments of `Labeller`.
+        options: further arguments of `Labeller`.  Before you write labels, set each ``place``, see there.
     """
     return map(Labeller(model, classes, **options), paths)
 
@@ -704,7 +703,7 @@ def score_absent_class(
 
 
 def playground(model: Model, image=None, prompt: str = TEMPLATE.format("cat"), keep: int | None = 128):
-    """Build a notebook widget to try VL-Score by hand, with controls for photo, prompt, layer, maps, τ and α.
+    """Build an ipywidgets box to try VL-Score by hand: controls for photo, prompt, layer, maps, τ and α.
 
     Args:
         model: from `load_model`.

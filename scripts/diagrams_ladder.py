@@ -9,7 +9,7 @@ from pathlib import Path
 from diagrams import label, tag
 
 LADDER = Path(__file__).parents[1] / "data" / "bench_ladder.json"
-LEFT, RIGHT = 330, 800  # of the axis, which is logarithmic
+LEFT, RIGHT = 330, 760  # of the axis, which is logarithmic
 TOP, STEP = 64, 42  # of the rows
 FROM, TO = -3, 2  # powers of ten, in seconds
 
@@ -42,8 +42,8 @@ def ladder() -> tuple[float, list[str]]:
     for number, (step, seconds, passes) in enumerate(rows):
         y, x = TOP + STEP * number, place(seconds)
         parts.append(label(LEFT - 20, y + 5, step, "note", anchor="end"))
-        parts.append(tag("rect", x=LEFT, y=y - 12, width=x - LEFT, height=24, class_="image"))
+        parts.append(tag("circle", cx=x, cy=y, r=7, class_="image"))
         told = "no pass" if passes == 0 else f"{passes:,} passes"
-        parts.append(label(x + 10, y + 5, f"{show(seconds)}, {told}", "note", anchor="start"))
+        parts.append(label(RIGHT + 20, y + 5, f"{show(seconds)}, {told}", "note", anchor="start"))
     parts.append(label((LEFT + RIGHT) / 2, bottom + 50, "Seconds for one photo, logarithmic", "note"))
     return bottom + 66, parts

@@ -115,12 +115,14 @@ EXAMPLE = re.compile(r"```python\n(.*?)```\n\nIt prints\n\n```text\n(.*?)```", r
 
 
 @pytest.mark.parametrize("page", [page for page in pages() if EXAMPLE.search(read_page(page))])
-def test_an_example_prints_what_the_page_shows(page, models, monkeypatch, capsys):
+def test_each_example_prints_what_the_page_shows(page, models, monkeypatch, capsys):
+    """A page's examples go on from each other, so they run in its order."""
     monkeypatch.setattr(vlscore, "load_model", models)
-    code, shown = EXAMPLE.search(read_page(page)).groups()
     monkeypatch.chdir(ROOT)
-    exec(compile(code, page, "exec"), {})
-    assert capsys.readouterr().out == shown
+    names = {}
+    for code, shown in EXAMPLE.findall(read_page(page)):
+        exec(compile(code, page, "exec"), names)
+        assert capsys.readouterr().out == shown
 
 
 def test_most_pages_show_what_their_example_prints():

@@ -184,7 +184,7 @@ def find_peak(saliency: torch.Tensor, encoding: Encoding) -> tuple[float, float]
     Cells are placed as in `make_masks`: the corner cells lie in the corners of the input.
 
     Args:
-        saliency: (h, w), or (S, S) if refined, see `saliency`; not None.
+        saliency: (h, w), a float tensor; not None.  Of equal peaks, the first in reading order counts.
         encoding: the encoded image.
     """
     h, w = saliency.shape

@@ -37,8 +37,8 @@ class Encoding:
     Attributes:
         model: name of the model.
         layer: name of the layer that the maps come from.
-        kind: kind of maps: the option ``maps``, with ``, pca=n`` for principal components; or ``"cluster"``,
-            which no option names, for a refined ViT.
+        kind: kind of maps: the option ``maps``, such as ``"activation"``; for principal components with their
+            number, such as ``"key, pca=4"``; or ``"cluster"`` for a refined ViT, which no option names.
         input_size: S, the side of the encoder's input in pixels.
         fit (Fit): how the image was fitted into the input, which places boxes back in the image.
         maps: A (C, h, w), the raw maps.
@@ -80,7 +80,11 @@ class Encoding:
         return not (self.refined and self.family == "vit")
 
     def without_refinement(self) -> Encoding:
-        """Return the same encoding for plain saliency maps and boxes."""
+        """Return the same encoding for plain saliency maps and boxes.
+
+        ``threshold`` stays that of refined maps.  The maps of a refined ViT stay clusters, see
+        ``has_layer_maps``.
+        """
         return replace(self, refined=False)
 
     def save(self, path) -> None:
@@ -141,7 +145,8 @@ class Localization:
         saliency: (h, w), or (S, S) if refined, see `saliency`; None if absent.
         score: the highest score of a map, also of those with predicted embeddings, a cosine in [-1, 1].
         base_score: s_b, the score of the empty image, a cosine in [-1, 1].
-        p_absent: in (0, 1], see the function `p_absent`; None if the encoding is not refined.
+        p_absent: in (0, 1], the share of texts that fit at least as well, see `p_absent`; None if
+            not refined.
     """
 
     prompt: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,12 +12,18 @@ from vlscore_lib.images import load_image
 from vlscore_lib.masks import heat_map
 from vlscore_lib.selection import select_maps
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
 COLOUR_MAP = "viridis"  # sequential, and still readable in grey and to the colour-blind
 BOX_COLOUR = "#ff2d55"
 OPACITY = 0.85  # of the highest heat
 
 
-def draw_localizations(image, localizations: list[Localization], encoding: Encoding, title: str = ""):
+def draw_localizations(
+    image, localizations: list[Localization], encoding: Encoding, title: str = ""
+) -> Figure:
     """Draw photo, heat map and boxes side by side, with one row for each prompt.
 
     Args:
@@ -110,7 +117,7 @@ def show_boxes(panel, boxes, colour: str = BOX_COLOUR, **style) -> None:
         panel.add_patch(Rectangle(corner, x1 - x0, y1 - y0, **options))
 
 
-def draw_case_study(image, rows: dict[str, tuple], prompts=(), count: int = 4):
+def draw_case_study(image, rows: dict[str, tuple], prompts=(), count: int = 4) -> Figure:
     """Draw the maps of several sources, one source in each row, followed by its saliency map for each prompt.
 
     Figures 7, 11 and 12 of the VL-Score report are of this kind.  If a prompt's object is absent, the photo
@@ -166,7 +173,14 @@ def render_jpeg(figure, dpi: int = 80) -> bytes:
     return content.getvalue()
 
 
-def draw_overlay(image, saliency, encoding: Encoding, boxes=(), title: str = "", width: int = 400) -> bytes:
+def draw_overlay(
+    image,
+    saliency: torch.Tensor | None,
+    encoding: Encoding,
+    boxes=(),
+    title: str = "",
+    width: int = 400,
+) -> bytes:
     """Draw one answer as a small JPEG: the photo with its heat map and boxes on top.
 
     This is much faster than `draw_localizations`.

@@ -46,8 +46,8 @@ def load_image(source, formats=None, megapixels: float | None = None) -> Image.I
 
     Args:
         source: a path, the content of a file as bytes, or a PIL image.
-        formats: names of the formats allowed, as Pillow spells them; None allows all.
-        megapixels: size of the largest image that is decoded; None means Pillow's own limit.
+        formats: names of the formats allowed, such as ``("JPEG", "PNG")``; None allows all.
+        megapixels: size of the largest image that is decoded, such as 50; None means Pillow's own limit.
 
     Returns:
         A new PIL image in RGB.  Boxes refer to its upright pixels.

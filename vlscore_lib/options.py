@@ -15,6 +15,8 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 class EncodingOptions:
     """The options of `encode`: which maps are read, how many of them are encoded, and how.
 
+    It cannot be changed: `dataclasses.replace` makes one with other values.
+
     A refined ViT makes its own maps, 62 clusters of cells.  For it, another layer than ``fine_layer`` and
     another kind than ``"activation"`` are errors.  ``pca`` is an error for every refined model.
 
@@ -42,7 +44,7 @@ class EncodingOptions:
     refined: bool = False
 
     def check(self) -> None:
-        """Check everything that does not depend on the model.
+        """Check everything that does not depend on the model; `encode` calls it.
 
         Raises:
             VLScoreError: an option is out of range.

@@ -71,12 +71,14 @@ def _imagenet_facts(name):
 def imagenet_classes(names: str = "imagenet") -> dict[str, list[str]]:
     """Return the 1,000 ImageNet classes in their order: a dict from wnid to names.
 
+    The first is ``n01440764``, with the names ``tench`` and ``Tinca tinca``.
+
     Args:
         names: ``"imagenet"`` for all synonyms (package imagenet-classes), or ``"clip"`` for the single name
             that CLIP's authors gave each class (package open-clip-torch).
 
     Raises:
-        VLScoreError: ``names`` is neither of them, or the package is not installed.
+        VLScoreError: ``names`` is neither of them, or open-clip-torch is not installed.
     """
     check_choice(names, NAMES, "names")
     wnids = _imagenet_facts("imagenet1k_to_21k.json").values()

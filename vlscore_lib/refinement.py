@@ -69,7 +69,7 @@ def gather_evidence(
     """Gather three maps of evidence for a CNN's object, each summed over the scales: (3, h, w), 0 or more.
 
     They are the weighted sum of the maps, the similarity map (see `Model.similarity_map`), and the mean of
-    the maps, which depends on no text.  Each scale adds values from 0 to 1.
+    the maps, which depends on no text.  Negative values become 0.  Each scale adds values from 0 to 1.
 
     Args:
         scales: from `read_scales`.
@@ -90,7 +90,7 @@ def locate_seed(
 ) -> torch.Tensor:
     """Estimate which cells a CNN's object covers, by three kinds of evidence: (h, w) in [0, 1].
 
-    The estimate is the geometric mean of `gather_evidence`.
+    The estimate is the geometric mean of `gather_evidence`, scaled to [0, 1].
 
     Args:
         scales: from `read_scales`.
@@ -110,7 +110,7 @@ def sharpen(seed: torch.Tensor, features: torch.Tensor, how: Sharpening = SHARPE
     Args:
         seed: (h, w) in [0, 1], how likely each cell belongs to the object, see `locate_seed`.
         features: (F, h, w).
-        how: the constants.
+        how: the constants; ``SHARPENING`` is ``Sharpening()``.
     """
     for _ in range(how.repeats):
         seed = min_max((seed * discriminate(seed, features, how).clamp(0, 1)).sqrt())
@@ -136,9 +136,10 @@ def discriminate(seed: torch.Tensor, features: torch.Tensor, how: Sharpening = S
     """Separate object from background by their features: (h, w), 1 at the object's mean and 0 at the
     background's.
 
-    This is Fisher's linear discriminant (1936) with a shrunk covariance (Friedman 1989).  The seed weighs
-    cells as object, and its complement weighs them as background.  Cells at the border of the image weigh
-    more as background, since objects are seldom there (Wei et al. 2012).  Values below 0 and above 1 occur.
+    This is Fisher's linear discriminant (1936) with a shrunk covariance (Friedman 1989).  A cell weighs
+    seed^confidence as object, and (1 - seed)² as background.  In the outermost twelfth of the image it weighs
+    ``border`` times as much as background, since objects are seldom there (Wei et al. 2012).  Values below 0
+    and above 1 occur.
 
     Args:
         seed: (h, w) in [0, 1], how likely each cell belongs to the object, see `locate_seed`.
@@ -201,7 +202,7 @@ def split_instances(heat: np.ndarray, prominence: float) -> tuple[np.ndarray, np
     peak, unless none has one.
 
     Args:
-        heat: (S, S) in [0, 1].
+        heat: (S, S) in [0, 1], a NumPy array.
         prominence: a share of the map's range, in [0, 1].
 
     Returns:

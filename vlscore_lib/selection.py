@@ -16,7 +16,8 @@ def mask_cells(maps: torch.Tensor) -> torch.Tensor:
     """Turn maps into points whose squared distances say how much their masks differ: (C, h·w), float64.
 
     A point holds the cells of a mask before upsampling, in [0, 1].  Each cell is multiplied by the square
-    root of its share of the energy of all maps, so that a difference counts where the layer responds.
+    root of its share of the energy of all maps, the sum of their squares, so that a difference counts where
+    the layer responds.
 
     Args:
         maps: A (C, h, w).
@@ -45,7 +46,8 @@ def select_maps(maps: torch.Tensor, keep: int | float | None) -> torch.Tensor:
     """Choose the maps worth an encoder pass, without looking at any prompt.
 
     It takes strong maps that are unlike those already taken.  Each step takes the map with the largest
-    product of two numbers: its variance, and the part of its embedding that is still unknown.  That part is
+    product of two numbers: the variance of its values over the cells, and the part of its embedding that is
+    still unknown.  That part is
     the posterior variance of a Gaussian process over masks with the kernel `mask_similarity` (Rasmussen and
     Williams 2006, eq. 2.26), computed by a pivoted Cholesky factorisation.
 
@@ -95,8 +97,9 @@ def predict_embeddings(maps: torch.Tensor, indices: torch.Tensor, embeddings: to
 
     Args:
         maps: A (C, h, w).
-        indices: (K,), the maps with known embeddings; constant maps count as known without being listed.
-        embeddings: e (C, D), unit; rows of other maps are ignored.
+        indices: (K,), the maps with known embeddings.
+        embeddings: e (C, D), unit.  The rows of these maps are read, and those of constant maps, which must
+            hold the base embedding, are kept; other rows are ignored.
 
     Returns:
         e (C, D), unit, float32.

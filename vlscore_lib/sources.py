@@ -67,7 +67,8 @@ def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Sc
         side, they are means over 2×2 cells.
 
     Raises:
-        VLScoreError: a layer or kind of maps was chosen for a ViT, or the CNN does not have it.
+        VLScoreError: the layer is unknown, or a ViT was given another one than ``fine_layer`` or another
+            kind than ``"activation"``.
     """
     fine, last = (model.fine_layer, "activation"), (model.layers[-1], "activation")
     if model.is_vit:

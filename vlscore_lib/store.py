@@ -108,6 +108,9 @@ class EncodingStore:
 
         The file holds rounded numbers.  Use the returned encoding, so that the first answer equals all later
         ones.
+
+        Raises:
+            OSError: the file cannot be written.
         """
         file = self.file(content)
         write_whole(file, pack(encoding, self.model))

@@ -115,3 +115,12 @@ def test_photos_of_one_name_keep_their_endings(tmp_path):
 def test_an_unknown_format_is_told(tmp_path):
     with pytest.raises(vlscore.VLScoreError, match="unknown format 'pascal': choose one of coco, voc"):
         vlscore.write_labels(PHOTOS, CLASSES, "pascal", tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["/photos/a.jpg", "../a.jpg", "deep/../../a.jpg"])
+@pytest.mark.parametrize("form", vlscore.LABEL_FORMATS)
+def test_no_file_is_written_outside_of_the_folder(tmp_path, form, place):
+    photos = [*PHOTOS, vlscore.LabelledPhoto(place, (10, 10), [])]
+    with pytest.raises(vlscore.VLScoreError, match=f"^{place} is not a path below the folder"):
+        vlscore.write_labels(photos, CLASSES, form, tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out").exists()

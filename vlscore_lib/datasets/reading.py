@@ -87,8 +87,8 @@ def read_dataset(
         seed: seed of the random choice, 0 or more.
         blacklist: a file that lists photos to leave out, one in each line, by name, or by number in
             ImageNet's development kit.
-        skip_bad: leave out photos that cannot be used.
-        classes: a file with a line ``label: name, name`` for each class with other names in prompts.
+        skip_bad: leave out photos that cannot be used, after all choices.
+        classes: a text file that changes names in prompts by lines such as ``cat: cat, kitten``.
         progress: a function that wraps the photos while they are checked.
 
     Raises:

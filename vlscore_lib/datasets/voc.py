@@ -23,7 +23,8 @@ class AnnotatedPhoto:
         objects: (class, box) of each object; a box is (x0, y0, x1, y1) in pixels of the upright image,
             half-open.
         size: (W, H) of the upright image in pixels.
-        place: what identifies the photo in its data set; if empty, the file's name does.
+        place: what identifies the photo in its data set, different for each; if empty, the file's name
+            without its ending does.
         is_square_copy: whether the photo is a square copy of one that is not square, with its sides scaled
             separately.
     """

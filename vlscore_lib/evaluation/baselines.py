@@ -75,7 +75,7 @@ def compute_cam(
     on this scale.
 
     Args:
-        method: name of the library's class, ``"GradCAM"`` or ``"ScoreCAM"``.
+        method: ``"GradCAM"`` or ``"ScoreCAM"``; other classes of the library by name, which are not tested.
         model: from `load_model`.
         pixels: (3, S, S), see `Model.preprocess`.
         text: (D,), the text's embedding, of any norm.

@@ -13,7 +13,7 @@ DELTAS = (0.3, 0.5, 0.7)  # MaxBoxAccV2 is a mean over these minimum IoUs
 def box_iou(predicted, truth) -> float:
     """Compute the box IoU of an image: the largest IoU over all pairs of boxes.
 
-    The report defines it in section "Data and Evaluation".
+    The VL-Score report defines it in its section "Data and Evaluation".
 
     Args:
         predicted: boxes (x0, y0, x1, y1) in pixels, half-open.
@@ -127,7 +127,9 @@ def interval(values) -> tuple[float, float]:
 
 
 def two_sided(differences) -> float:
-    """Compute a two-sided p-value from bootstrapped differences: how rarely resampling reverses the sign.
+    """Compute a two-sided p-value from bootstrapped differences: small if few of them change their sign.
+
+    If k of n differences have the rarer sign or are 0, p is 2 (k + 1) / (n + 1), and at most 1.
 
     Args:
         differences: a NumPy array with one difference for each resample.

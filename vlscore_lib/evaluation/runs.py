@@ -46,7 +46,7 @@ class Run:
         return self.out / f"part-{number:05}.parquet"
 
     def start(self, resume: bool) -> dict:
-        """Open or create the folder, and return the records of the shards in it.
+        """Open or create the folder, and return a dict from the index of each shard in it to its records.
 
         Args:
             resume: whether the folder may hold a run already.

@@ -32,7 +32,7 @@ PUBLISHED = [
 
 
 def summary_table(summary: dict) -> str:
-    """Format a summary as text: one row for each method, in percent, GT-known with its 95 % interval.
+    """Format a summary as text: a row for each method at its best threshold, and for VL-Score at its own.
 
     Args:
         summary: from `summarize`, or read from ``summary.json`` by `read_json`.
@@ -95,8 +95,11 @@ def tabulate_figures(rows: list[dict], columns: dict[str, str], decimals: int = 
         columns: a dict from heading to the keys of its figure, joined by dots.  A share or difference with an
             interval is shown with it; if a row has no such figure, the cell is empty.
         decimals: number of decimals of a percentage; 0 is enough for a few images.
+
+    Raises:
+        VLScoreError: pandas is not installed.
     """
-    import pandas
+    pandas = import_extra("pandas", "evaluation")
 
     def read(row: dict, where: str) -> str:
         for key in where.split("."):
@@ -117,6 +120,9 @@ def tabulate_summary(summary: dict):
 
     Args:
         summary: from `summarize`.
+
+    Raises:
+        VLScoreError: pandas is not installed.
     """
     alphas, rows = summary["thresholds"], []
     own = alphas.index(summary["threshold"])

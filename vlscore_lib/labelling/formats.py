@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-from vlscore_lib.errors import check_choice
+from vlscore_lib.errors import VLScoreError, check_choice
 from vlscore_lib.files import write_whole
 from vlscore_lib.labelling.labels import LabelledPhoto
 
@@ -19,15 +19,14 @@ def write_labels(photos: list[LabelledPhoto], classes: list[str], form: str, out
 
     Args:
         photos: the labelled photos.  Set each ``place`` to the path below ``folder``, with slashes, such as
-            ``"cats/a.jpg"``.  This is not checked: an absolute place, or one with ``..``, may name a file
-            outside of ``out``, which is then written.
+            ``"cats/a.jpg"``.
         classes: all classes that were looked for, in the order of their numbers.
         form: one of `LABEL_FORMATS`.
         out: the folder to write into; it is created if it does not exist.
         folder: the folder of the photos, which VOC, YOLO and Label Studio files name.
 
     Raises:
-        VLScoreError: the format is unknown.
+        VLScoreError: the format is unknown, or a place is not a path below the folder.
         OSError: a file cannot be written.
     """
     for name, content in format_labels(photos, classes, form, folder):
@@ -46,10 +45,21 @@ def format_labels(photos: list[LabelledPhoto], classes: list[str], form: str, fo
         folder: the folder of the photos.
 
     Raises:
-        VLScoreError: the format is unknown.
+        VLScoreError: the format is unknown, or a place is not a path below the folder.
     """
     check_choice(form, FORMATS, "format")
+    for photo in photos:
+        check_place(photo.place)
     yield from FORMATS[form](photos, classes, Path(folder))
+
+
+def check_place(place: str) -> None:
+    """Check that a place is a path below the photos' folder, since labels are written beside it."""
+    path = PurePosixPath(place)
+    if path.is_absolute() or ".." in path.parts:
+        raise VLScoreError(
+            f"{place} is not a path below the folder of the photos: set the photo's place to it"
+        )
 
 
 def to_bytes(facts) -> bytes:

@@ -76,14 +76,15 @@ class Journal:
 
     Args:
         folder: the folder for the file ``labels.jsonl``; it is created if it does not exist.
-        parameters: a dict of the classes and the options, with JSON-compatible values.
+        parameters: a dict of all that the labels depend on, such as the model, the classes and the options;
+            its values are JSON-compatible.
 
     Attributes:
         photos: a dict from path below the folder to the `LabelledPhoto` of each finished photo.
         skipped: a dict from path below the folder to why a photo was left out.
 
     Raises:
-        VLScoreError: the folder holds other files, or labels made with other classes or options.
+        VLScoreError: the folder holds files but no ``labels.jsonl``, or one with other parameters.
     """
 
     def __init__(self, folder, parameters: dict):

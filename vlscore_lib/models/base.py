@@ -92,8 +92,8 @@ def snap_crop(W: int, H: int, S: int) -> tuple[float, ...]:
 class Model:
     """An image encoder and a text encoder that share an embedding space.
 
-    `load_model` returns one.  To add a family of models, write a subclass: see "Add a family of models" in
-    the API reference.
+    `load_model` returns one.  To add a family of models, write a subclass, as "Models and their layers" of
+    the API reference shows.
 
     Args:
         name: the model's name.
@@ -110,7 +110,7 @@ class Model:
         layers: names of the layers that `feature_maps` can read; the last one is the default.
         device: the PyTorch device of the weights.
         preprocessing: how an image becomes the encoder's input.
-        defaults: the tuned values; the properties below return each of them.
+        defaults: a ``Defaults``; the properties below return each of its values.
         stride: side of a cell of the last layer, in pixels of the input.
         fine_layer: name of the layer whose features separate the object from the background in `refine`.
         other_words: names of things that the model knows, to compare with in `p_absent`; None means the 80
@@ -181,7 +181,7 @@ class Model:
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """Project the image encoder's features (B, F) into the joint space: (B, D), of any norm.
 
-        By default the features are taken as they are.
+        By default the features are taken as they are, so F must equal D.
         """
         return features
 
@@ -194,7 +194,7 @@ class Model:
         raise NotImplementedError
 
     def embed_texts(self, prompts: list[str]) -> torch.Tensor:
-        """Embed prompts that have been checked: (N, D), of any norm."""
+        """Embed prompts that have been checked: (N, D), of any norm and on any device."""
         raise NotImplementedError
 
     def maps_module(self, layer: str, maps: str) -> torch.nn.Module:
@@ -228,7 +228,8 @@ class Model:
     def unknown_words(self, prompt: str) -> list[str]:
         """List the words of a prompt that training never met; the model cannot tell them apart.
 
-        Only the scenes models know their words.  The list of other models is empty.
+        Only the scenes models know their words: ``scenes-rn`` returns ``["zebra"]`` for ``"a red zebra"``.
+        Other models return an empty list.
         """
         return []
 
@@ -284,7 +285,7 @@ class Model:
                 maps, one of either sign, since the sign of a component is arbitrary.
 
         Returns:
-            A (B, C, h, w), float32.
+            (B, C, h, w), float32, on the model's device.
 
         Raises:
             VLScoreError: the layer or the kind of maps is unknown, or this encoder does not have it.

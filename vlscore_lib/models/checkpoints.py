@@ -84,11 +84,13 @@ def build_clip(
         state: a dict from name to tensor, in OpenAI's layout.
         config: a ``ClipConfig`` of ``vlscore_lib.models.clip_config``, with what the weights do not tell:
             ``head_width`` (image encoder), ``text_heads`` (their number), ``activation`` and ``epsilon`` (of
-            layer norms).  None, also for a field, means heads 64 wide, QuickGELU and 1e-5, as OpenAI has.
+            layer norms); ``mean`` and ``std`` are not read.  None, also for a field, means heads 64 wide,
+            QuickGELU and 1e-5, as OpenAI has.
         activation: see `load_checkpoint`; it takes precedence over ``config``.
 
     Raises:
-        ValueError: a weight is not finite, the vocabulary is not CLIP's, or the heads' width is unknown.
+        ValueError: a weight is not finite, the vocabulary is not CLIP's, or an encoder's width is not a
+            multiple of the width of its heads.
         KeyError: a weight that tells a size is missing.
         RuntimeError: another weight is missing, or one has the wrong shape.
     """

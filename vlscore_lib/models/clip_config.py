@@ -34,7 +34,8 @@ class ClipConfig:
         text_heads: number of heads of the text encoder.
         activation: of both encoders, ``"quick_gelu"`` or ``"gelu"``.
         epsilon: of all layer norms.
-        mean: colour of each channel, of pixel values from 0 to 1; `ClipModel` takes it times 255.
+        mean: colour of each channel, of pixel values from 0 to 1; a `ClipModel` takes it as an argument,
+            times 255.
         std: standard deviation of each channel, in the same units.
     """
 

@@ -129,8 +129,8 @@ def fast_encoder(model: Model, precision: str = "auto") -> FastEncoder:
     """Build the fastest encoder on this machine that agrees with `Model.encode_image`.
 
     On a CPU, OpenVINO compiles it if installed; on a GPU, PyTorch compiles it in half precision.  Otherwise
-    PyTorch runs it as it is, under autocast for bfloat16.  Compiled encoders are kept for the life of the
-    model.
+    PyTorch runs it as it is, under autocast for bfloat16.  In float32 the embeddings differ by rounding only.
+    Compiled encoders are kept for the life of the model.
 
     Args:
         model: from `load_model`.

@@ -36,7 +36,7 @@ class Listed(NamedTuple):
         is_here: whether its weights are on this machine.
         megabytes: size of its weights, on disk or to be downloaded; None if that is not known.
         note: a description.
-        defaults: its tuned values, if the list has them.
+        defaults: a ``Defaults``, or () for models of other libraries.
     """
 
     name: str

@@ -17,7 +17,14 @@ CLIP_STD = (0.26862954 * 255, 0.26130258 * 255, 0.27577711 * 255)
 
 
 def import_clip():
-    """Import OpenAI's ``clip`` package, without its warning that ``pkg_resources`` is deprecated."""
+    """Import OpenAI's ``clip`` package, without its warning that ``pkg_resources`` is deprecated.
+
+    Returns:
+        The module.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import clip

@@ -35,10 +35,10 @@ class Family(NamedTuple):
     """Models that one file of this package loads.
 
     Attributes:
-        models: name -> tuned defaults.
+        models: a dict from name to default values.
         module: the file of this package that loads them; it is imported when a model is loaded.
         loader: the function in that file, of a name and a device.
-        weights: name -> the file with its weights; None if they come with installed packages.
+        weights: a function from name to the file with its weights; None if they come with installed packages.
         note: description of the models; ``{weights}`` stands for the file with a model's weights.
     """
 
@@ -105,7 +105,8 @@ def load_model(name: str = "auto", device: str | None = None) -> Model:
             the CPU.
 
     Raises:
-        VLScoreError: the name is unknown, the weights are not available, or the file is not a checkpoint.
+        VLScoreError: the name is unknown, the weights or a package are missing, or the file is no checkpoint.
+        RuntimeError: PyTorch does not know or does not have the device.
     """
     import torch
 
