@@ -111,7 +111,7 @@ def models():
     return cache(vlscore.load_model)
 
 
-EXAMPLE = re.compile(r"```python\n(.*?)```\n\nIt prints\n\n```text\n(.*?)```", re.S)
+EXAMPLE = re.compile(r"```python\n((?:(?!```).)*)```\n\nIt prints\n\n```text\n(.*?)```", re.S)
 
 
 @pytest.mark.parametrize("page", [page for page in pages() if EXAMPLE.search(read_page(page))])
