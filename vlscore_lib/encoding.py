@@ -82,8 +82,8 @@ class Encoding:
     def without_refinement(self) -> Encoding:
         """Return the same encoding for plain saliency maps and boxes.
 
-        ``threshold`` stays that of refined maps.  The maps of a refined ViT stay clusters, see
-        ``has_layer_maps``.
+        ``threshold`` stays that of refined maps: for plain boxes, pass ``model.threshold``.  The maps of a
+        refined ViT stay clusters, see ``has_layer_maps``.
         """
         return replace(self, refined=False)
 

@@ -54,7 +54,7 @@ def prompt_templates(templates: str) -> tuple[str, ...]:
             of CLIP's authors (package open-clip-torch).
 
     Raises:
-        VLScoreError: the package of ``"clip"`` is not installed.
+        VLScoreError: the set is unknown, or the package of ``"clip"`` is not installed.
     """
     if templates == "report":
         return (TEMPLATE,)

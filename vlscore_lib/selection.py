@@ -98,8 +98,8 @@ def predict_embeddings(maps: torch.Tensor, indices: torch.Tensor, embeddings: to
     Args:
         maps: A (C, h, w).
         indices: (K,), the maps with known embeddings.
-        embeddings: e (C, D), unit.  The rows of these maps are read, and those of constant maps, which must
-            hold the base embedding, are kept; other rows are ignored.
+        embeddings: e (C, D), unit.  The rows of these maps are read.  Those of constant maps are kept: they
+            must hold the base embedding.  Other rows are ignored.
 
     Returns:
         e (C, D), unit, float32.

@@ -82,7 +82,7 @@ def read_dataset(
         names: of ImageNet's classes, ``"imagenet"`` or ``"clip"``, see `imagenet_classes`.
         limit: keep at most this number of photos, 1 or more, in the order of their names.
         first: take the first n photos of the data set, 1 or more, in the order of their names.
-        ids: a file that names the photos to take, one in each line.
+        ids: a file with the names of the photos to take, one in each line.
         sample: take this number of photos at random, 1 or more.
         seed: seed of the random choice, 0 or more.
         blacklist: a file that lists photos to leave out, one in each line, by name, or by number in

@@ -123,8 +123,8 @@ def gradients_from(module):
 def compute_gscorecam(model: Model, pixels: torch.Tensor, text: torch.Tensor, layer: str, k: int = 300):
     """Compute gScoreCAM (Chen et al. 2022) for a text: (h, w), 0 or more.
 
-    Only the k maps with the largest mean gradient are scored, and no map is dropped for its base score.  The
-    weights are a softmax at the model's τ.  All passes depend on the prompt.
+    Only the k maps with the largest mean gradient are scored, and maps that score below the empty image are
+    kept, too.  The weights are a softmax at the model's τ.  All passes depend on the prompt.
 
     Args:
         model: from `load_model`.

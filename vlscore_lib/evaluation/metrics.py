@@ -16,8 +16,8 @@ def box_iou(predicted, truth) -> float:
     The VL-Score report defines it in its section "Data and Evaluation".
 
     Args:
-        predicted: boxes (x0, y0, x1, y1) in pixels, half-open.
-        truth: boxes (x0, y0, x1, y1) in pixels, half-open.
+        predicted: the boxes that were found, (x0, y0, x1, y1) in pixels, half-open.
+        truth: the true boxes, in the same form.
 
     Returns:
         A share in [0, 1]; 0 if either list is empty.

@@ -72,7 +72,7 @@ def check_classes(classes) -> dict[str, list[str]]:
 class Journal:
     """A file with one line for each finished photo, from which an interrupted labelling run can resume.
 
-    The first line holds the classes and the options.  A last line that was cut short is dropped.
+    The first line holds the parameters.  A last line that was cut short is dropped.
 
     Args:
         folder: the folder for the file ``labels.jsonl``; it is created if it does not exist.

@@ -92,8 +92,8 @@ def snap_crop(W: int, H: int, S: int) -> tuple[float, ...]:
 class Model:
     """An image encoder and a text encoder that share an embedding space.
 
-    `load_model` returns one.  To add a family of models, write a subclass, as "Models and their layers" of
-    the API reference shows.
+    `load_model` returns one.  To add a family of models, write a subclass, see "Add a family of models" in
+    the API reference.
 
     Args:
         name: the model's name.

@@ -126,11 +126,12 @@ def mask_first(run):
 
 
 def fast_encoder(model: Model, precision: str = "auto") -> FastEncoder:
-    """Build the fastest encoder on this machine that agrees with `Model.encode_image`.
+    """Build the fastest encoder on this machine at a precision.
 
     On a CPU, OpenVINO compiles it if installed; on a GPU, PyTorch compiles it in half precision.  Otherwise
-    PyTorch runs it as it is, under autocast for bfloat16.  In float32 the embeddings differ by rounding only.
-    Compiled encoders are kept for the life of the model.
+    PyTorch runs it as it is, under autocast for bfloat16.  In float32 its embeddings equal those of
+    `Model.encode_image` up to rounding; in half precision they differ more.  Compiled encoders are kept for
+    the life of the model.
 
     Args:
         model: from `load_model`.
