@@ -85,3 +85,18 @@ def test_pages_show_only_what_a_chapter_stored():
             outputs = [output for cell in cells for output in cell.get("outputs", [])]
             names = {each.get("metadata", {}).get("scrapbook", {}).get("name") for each in outputs}
             assert name in names, f"{page}: {chapter} stores no {name}"
+
+
+def test_plain_raccoons_are_those_of_the_study():
+    """`vlscore evaluate` and `compare_passes.py` measured the same photos, each with its own code."""
+    summary = json.loads(results.OUT.with_name("raccoons.json").read_text())
+    rows = json.loads(results.OUT.with_name("passes.json").read_text())["lite0-minilm"]["raccoon"]["rows"]
+    rows = {row["method"]: row for row in rows if row["passes"] == 128}
+    known = summary["results"]["gt_known"]["value"]
+    assert known == rows["plain"]["gt_known_at_own_threshold"]["value"]
+    refined = rows["refined"]
+    constant = refined["gt_known_at_own_threshold"]["value"]
+    constant -= refined["at_own_thresholds"]["over_constant"]["value"]
+    assert summary["constant_box"]["gt_known"]["value"] == pytest.approx(constant, abs=1e-6)
+    above = summary["gt_known_above"]["constant box"]["value"]
+    assert above == pytest.approx(known - constant, abs=1e-6)
