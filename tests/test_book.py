@@ -21,6 +21,13 @@ pytestmark = pytest.mark.skipif(
 )
 HERE = ("file:", "data:", "blob:")
 SECOND = 1000
+DARK = (
+    "book/intro",
+    "book/labels",
+    "book/results_speed",
+    "book/api/boxes",
+    "notebooks/05_speed_and_fidelity",
+)
 # Text that a reader sees, code and equations left out.
 PROSE = """() => {
   const shown = document.body.cloneNode(true);
@@ -172,11 +179,29 @@ def test_each_slider_changes_its_picture(page):
         assert picture.screenshot() != before
 
 
-def test_no_serious_barrier(page):
-    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+def find_barriers(page, **options) -> list[str]:
+    """What axe-core calls serious or critical, with the element."""
+    found = Axe().run(page, options={"resultTypes": ["violations"]} | options).response["violations"]
     serious = [each for each in found if each["impact"] in ("serious", "critical")]
-    told = [f"{each['id']}: {node['html'][:200]}" for each in serious for node in each["nodes"]]
-    assert told == []
+    return [f"{each['id']}: {node['html'][:200]}" for each in serious for node in each["nodes"]]
+
+
+def test_no_serious_barrier(page):
+    assert find_barriers(page) == []
+
+
+@pytest.mark.parametrize("name", DARK)
+def test_no_serious_barrier_on_a_dark_page(browser, name):
+    """Only the colours differ, so only their contrast is looked at, on a page of each kind."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="dark")
+    try:
+        page = context.new_page()
+        page.goto((SITE / f"{name}.html").as_uri())
+        page.evaluate(STILL)
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+        assert find_barriers(page, runOnly=["color-contrast"]) == []
+    finally:
+        context.close()
 
 
 def test_a_narrow_screen_needs_no_sideways_scrolling(page):
