@@ -162,7 +162,7 @@ def scores(encoding: Encoding, text_embedding: torch.Tensor) -> tuple[torch.Tens
 def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float = 1.0):
     r"""Weigh the maps by how well they fit a text.
 
-    .. math:: w_k = \exp(s_k/\tau) / \sum_{s_j > s_b} \exp(s_j/\tau) \text{ if } s_k > s_b, \text{ else } 0
+    .. math:: w_k = \frac{e^{s_k/\tau}}{\sum_{s_j > s_b} e^{s_j/\tau}} \text{ if } s_k > s_b, \text{ else } 0
 
     Args:
         encoding: the encoded image.
