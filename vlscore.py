@@ -458,8 +458,8 @@ def find_labels(
         model: the model that made the encoding.
         encoding: the encoded image.
         texts: a dict from class to its embedding (D,), see `class_embedding`.
-        temperature: τ > 0; None means the encoding's, and so for ``threshold``.
-        threshold: α in (0, 1).
+        temperature: τ > 0; None means the encoding's.
+        threshold: α in (0, 1); None means the encoding's.
     """
     p, sure = judge_presence(encoding, torch.stack(list(texts.values())), embed_other_words(model))
     tau = encoding.temperature if temperature is None else temperature
