@@ -71,13 +71,17 @@ DRAWS = {f"{name}_" for name in ("normal", "uniform", "trunc_normal", "kaiming_n
 DRAWS |= {"xavier_normal_", "xavier_uniform_", "erfinv_"}
 
 
-class Unwritten(TorchFunctionMode):
-    """Networks start as empty memory: to draw 150 million numbers, twice, takes longer than to use them."""
+class Undrawn(TorchFunctionMode):
+    """Networks start with zeros: to draw 150 million numbers, twice, takes longer than to use them.
+
+    Memory as it comes would not do: `trunc_normal_` draws again until each number lies within its bounds.
+    """
 
     def __torch_function__(self, function, types, arguments=(), options=None):
-        if getattr(function, "__name__", "") in DRAWS:
-            return arguments[0] if arguments else options["tensor"]
-        return function(*arguments, **(options or {}))
+        if getattr(function, "__name__", "") not in DRAWS:
+            return function(*arguments, **(options or {}))
+        with torch.no_grad():
+            return (arguments[0] if arguments else options["tensor"]).zero_()
 
 
 def fill(net):
@@ -96,7 +100,7 @@ def fill(net):
 
 
 def load(name):
-    with Unwritten():
+    with Undrawn():
         return vlscore.load_model(name, "cpu")
 
 
@@ -143,7 +147,7 @@ def check(model, chelsea, size, side, channels):
 def test_open_clip(architecture, chelsea, tmp_path, caplog):
     caplog.set_level(logging.CRITICAL)
     weights = tmp_path / "weights.safetensors"
-    with Unwritten():
+    with Undrawn():
         net = open_clip.create_model(architecture, load_weights=False)
     save_file(fill(net).state_dict(), weights)
     del net
@@ -160,7 +164,7 @@ def test_open_clip_s_siglip_2_has_the_image_encoder_of_siglip():
 @pytest.mark.parametrize("kind", HUGGING_FACE)
 def test_hugging_face(kind, chelsea, tmp_path):
     make, *sizes = HUGGING_FACE[kind]
-    with Unwritten():
+    with Undrawn():
         net = make()
     families.save_hf(fill(net), tmp_path, with_tokenizer=kind != "clip")
     del net
