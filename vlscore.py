@@ -57,7 +57,6 @@ from vlscore_lib.refinement import (
     Sharpening,
     diffuse,
     discriminate,
-    gather_evidence,
     locate_seed,
     min_max,
     sharpen,
@@ -253,7 +252,7 @@ def embed_other_words(model: Model) -> torch.Tensor:
     return model.encode_text([TEMPLATE.format(word) for word in model.other_words or everyday_things()]).cpu()
 
 
-# ── Refinement: the extent of an object, from larger copies of the image and a finer layer ───────
+# ── Refinement: the extent of an object, from a larger copy of the image and a finer layer ───────
 
 
 def refine(encoding: Encoding, w: torch.Tensor, text_embedding: torch.Tensor) -> torch.Tensor:
@@ -768,7 +767,7 @@ from vlscore_lib.models.registry import FAMILIES, find_family
 from vlscore_lib.options import FITS, MAPS, PRECISIONS
 from vlscore_lib.photos import find_photos
 from vlscore_lib.prompts import imagenet_classes, imagenet_label
-from vlscore_lib.refinement import cluster_maps
+from vlscore_lib.refinement import cluster_maps, combine_evidence, gather_evidence, weigh_evidence
 from vlscore_lib.selection import mask_cells, mask_similarity
 from vlscore_lib.widgets import make_picture_slider
 
@@ -776,25 +775,26 @@ from vlscore_lib.widgets import make_picture_slider
 __all__ = [
     "BOX_COLOUR", "CLIP_MEAN", "CLIP_NAMES", "CLIP_STD", "COLOUR_MAP", "FAMILIES", "FITS", "LABEL_FORMATS",
     "LAYOUTS", "MAPS", "OFFLINE_MODEL", "PRECISIONS", "PRESENT", "SCENES_MODELS", "SHARES", "TEMPLATE",
-    "AnnotatedPhoto", "ClipModel", "CosineScorer", "Dataset", "Encoding", "EncodingOptions", "EncodingStore",
-    "Fit", "Journal", "LabelledBox", "LabelledPhoto", "Labeller", "Localization", "Model", "Protocol", "Run",
-    "Scale", "Sharpening", "VLScoreError", "__version__", "absolute_name", "as_facts", "as_text", "auroc",
-    "average_precision", "box_iou", "build_clip", "check_classes", "choose_batch_size", "choose_precision",
-    "class_embedding", "class_embeddings", "clip_file", "cluster_maps", "compare", "compute_cam",
-    "compute_gscorecam", "constant_box", "diffuse", "discriminate", "draw_case_study", "draw_contact_sheet",
-    "draw_localizations", "draw_overlay", "embed_other_words", "encode", "encode_images", "evaluate",
-    "fast_encoder", "find_box_at", "find_boxes", "find_family", "find_labels", "find_layout", "find_peak",
-    "find_photos", "fit_region", "format_labels", "gather_evidence", "hand_boxed_photos", "heat_map",
-    "imagenet_classes", "imagenet_label", "import_clip", "interval", "judge_presence", "label", "list_models",
-    "list_sources", "load_checkpoint", "load_image", "load_model", "load_scenes", "localize", "locate_seed",
-    "make_masks", "make_picture_slider", "mask_cells", "mask_similarity", "mass_in_boxes", "max_box_acc",
-    "max_box_acc_v2", "mean_map", "measure", "measure_models", "measure_shard", "method_name", "p_absent",
-    "paired_difference", "playground", "predict_embeddings", "principal_maps", "prompt_templates",
-    "read_classes", "read_content", "read_dataset", "read_encoding", "read_json", "read_run", "read_scales",
-    "read_shard", "read_voc", "refine", "render_jpeg", "resample", "rounded", "saliency", "scenes",
-    "scenes_file", "scores", "select_maps", "share_with_interval", "sharpen", "show_boxes", "show_heat",
-    "show_legend", "show_table", "split_instances", "summarize", "summary_table", "sweep_boxes",
-    "tabulate_figures", "tabulate_models", "tabulate_summary", "tapped", "two_sided", "unit", "varies",
-    "weights", "wilson", "write_labels", "write_whole",
+    "AnnotatedPhoto", "ClipModel", "CosineScorer", "Dataset", "Encoding", "EncodingOptions",
+    "EncodingStore", "Fit", "Journal", "LabelledBox", "LabelledPhoto", "Labeller", "Localization", "Model",
+    "Protocol", "Run", "Scale", "Sharpening", "VLScoreError", "__version__", "absolute_name", "as_facts",
+    "as_text", "auroc", "average_precision", "box_iou", "build_clip", "check_classes", "choose_batch_size",
+    "choose_precision", "class_embedding", "class_embeddings", "clip_file", "cluster_maps",
+    "combine_evidence", "compare", "compute_cam", "compute_gscorecam", "constant_box", "diffuse",
+    "discriminate", "draw_case_study", "draw_contact_sheet", "draw_localizations", "draw_overlay",
+    "embed_other_words", "encode", "encode_images", "evaluate", "fast_encoder", "find_box_at", "find_boxes",
+    "find_family", "find_labels", "find_layout", "find_peak", "find_photos", "fit_region", "format_labels",
+    "gather_evidence", "hand_boxed_photos", "heat_map", "imagenet_classes", "imagenet_label", "import_clip",
+    "interval", "judge_presence", "label", "list_models", "list_sources", "load_checkpoint", "load_image",
+    "load_model", "load_scenes", "localize", "locate_seed", "make_masks", "make_picture_slider", "mask_cells",
+    "mask_similarity", "mass_in_boxes", "max_box_acc", "max_box_acc_v2", "mean_map", "measure",
+    "measure_models", "measure_shard", "method_name", "p_absent", "paired_difference", "playground",
+    "predict_embeddings", "principal_maps", "prompt_templates", "read_classes", "read_content",
+    "read_dataset", "read_encoding", "read_json", "read_run", "read_scales", "read_shard", "read_voc",
+    "refine", "render_jpeg", "resample", "rounded", "saliency", "scenes", "scenes_file", "scores",
+    "select_maps", "share_with_interval", "sharpen", "show_boxes", "show_heat", "show_legend", "show_table",
+    "split_instances", "summarize", "summary_table", "sweep_boxes", "tabulate_figures", "tabulate_models",
+    "tabulate_summary", "tapped", "two_sided", "unit", "varies", "weigh_evidence", "weights", "wilson",
+    "write_labels", "write_whole",
 ]
 # fmt: on

@@ -117,7 +117,7 @@ def add_encoding_options(add) -> None:
     add(
         "--refined",
         action="store_true",
-        help="refine maps and boxes with a finer layer and larger copies of the image",
+        help="refine maps and boxes with a finer layer and a larger copy of the image",
     )
     add(
         "--fit",

@@ -1,10 +1,10 @@
 """Compare the copies of an image that a refined CNN may read: data/copies.json (chapter 06).
 
-    python scripts/choose_copies.py ROOT  # of the sets of photos, see `study_sets.py`; an hour on two cores
+    python scripts/choose_copies.py ROOT  # from the encodings of `study_sets.py`, half an hour on two cores
 
 A variant is the sides of the copies, in S, and the one whose fine layer tells the object from the background.
-All are measured with 64 masks on the sets that chose the refinement, each at the CAM threshold that is best
-for it.  Larger copies cost more: a copy with a side of 4 S has the pixels of 16 passes.
+All are measured on the sets that chose the refinement, of ImageNet's photos two folds, each at the CAM
+threshold that is best for it.  Larger copies cost more: one with a side of 4 S has the pixels of 16 passes.
 """
 
 from __future__ import annotations
@@ -12,94 +12,61 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import choose_refinement
 import study_sets
 import torch
-import torch.nn.functional as F
+from choose_refinement import Copies, Variant
 
 import vlscore
 
 OUT = Path(__file__).parents[1] / "data" / "copies.json"
-KEEP = 64
-FINEST = 48  # largest number of cells on a side of the features, as `vlscore.read_scales` has it
 
 
-class Variant(NamedTuple):
-    """Which copies are read besides the plain size, and which of them gives the features; in S."""
-
-    sizes: tuple[float, ...]
-    fine: float
-
-    @property
-    def name(self) -> str:
-        sides = " and ".join(f"{size:g}" for size in self.sizes)
-        return f"{sides} S" + (f", features at {self.fine:g} S" if len(self.sizes) > 1 else "")
+def with_copies(*sizes: float, fine: float) -> Variant:
+    return Variant(sizes=(1, *sizes), fine=fine)
 
 
-PROJECT = Variant((2.5, 4), 2.5)
-VARIANTS = (
-    PROJECT,
-    Variant((2.5,), 2.5),
-    Variant((3,), 3),
-    Variant((3.5,), 3.5),
-    Variant((4,), 4),
-    Variant((2, 3), 2),
-    Variant((2, 3), 3),
-    Variant((2.5, 3), 2.5),
-    Variant((2, 4), 2),
-    Variant((2.5, 3.5), 2.5),
-    Variant((3, 4), 3),
-)
-SIZES = sorted({size for variant in VARIANTS for size in variant.sizes})
-
-
-def round_side(model: vlscore.Model, size: float) -> int:
-    """The side of a copy in pixels, whole cells."""
-    return int(-(-model.input_size * size // model.stride)) * model.stride
-
-
-def read_copy(model: vlscore.Model, path, size: float) -> tuple[vlscore.Scale, torch.Tensor]:
-    """The maps and cells of the last layer for a copy, and the fine layer's unit features (F, h, w)."""
-    pixels = model.preprocess(path, size=round_side(model, size))[None]
-    wanted = [(model.layers[-1], "activation"), (model.fine_layer, "activation")]
-    (maps,), (features,) = model.read_layers(pixels, wanted)
-    if features.shape[-1] > FINEST:
-        features = F.avg_pool2d(features, 2)
-    return vlscore.Scale(maps, model.cell_embeddings(maps)), F.normalize(features, dim=0)
+PROJECT = "3 S"
+VARIANTS = {
+    PROJECT: with_copies(3, fine=3),
+    "2.5 S": with_copies(2.5, fine=2.5),
+    "4 S": with_copies(4, fine=4),
+    "2.5 and 4 S, features at 2.5 S": with_copies(2.5, 4, fine=2.5),
+    "3 and 4 S, features at 3 S": with_copies(3, 4, fine=3),
+}
+SIZES = (2.5, 4)  # of the copies that no encoding has stored
+FOLDS = 2  # of ImageNet's photos; of the other sets all are measured
 
 
 @lru_cache(1)
-def read_all(name: str, path: Path) -> tuple[vlscore.Encoding, dict]:
-    """The refined encoding of an image, and each of its copies; the prompts of a pair share them."""
+def read_all(name: str, path: Path) -> tuple[vlscore.Encoding, Copies]:
+    """The encoding of an image, and all its copies; the prompts of a pair share them."""
     model = study_sets.load(name)
-    encoding = vlscore.encode(model, path, keep=KEEP, refined=True)
-    return encoding, {size: read_copy(model, path, size) for size in SIZES}
+    encoding = study_sets.read(name, path, vlscore.EncodingOptions(keep=study_sets.KEEP, refined=True))
+    copies = choose_refinement.stored_copies(encoding)
+    return encoding, copies | {size: study_sets.read_copy(model, path, size) for size in SIZES}
 
 
 @torch.inference_mode()
 def measure(name: str, ask: study_sets.Ask) -> dict[str, dict]:
     """What each variant's boxes are worth for one prompt, see `choose_refinement.judge`."""
-    (encoding, copies), found = read_all(name, ask.path), {}
-    text = study_sets.embed_class(name, ask.names)
-    w = vlscore.weights(encoding, text, encoding.temperature)
-    for variant in VARIANTS:
-        scales = (encoding.scales[0], *(copies[size][0] for size in variant.sizes))
-        refined = replace(encoding, scales=scales, features=copies[variant.fine][1])
-        heat = torch.zeros(refined.input_size, refined.input_size)
-        if w is not None:
-            heat = vlscore.refine(refined, w, text)
-        found[variant.name] = choose_refinement.judge(heat, refined, ask)
-    return found
+    encoding, copies = read_all(name, ask.path)
+    text = study_sets.embed_ask(name, ask)
+    return {
+        variant: choose_refinement.judge(
+            choose_refinement.refine(encoding, copies, text, settings), encoding, ask
+        )
+        for variant, settings in VARIANTS.items()
+    }
 
 
 def count_passes(model: vlscore.Model, variant: Variant) -> float:
-    """How many passes of the plain size have as many pixels as the copies."""
-    return sum((round_side(model, size) / model.input_size) ** 2 for size in variant.sizes)
+    """How many passes of the plain size have as many pixels as the larger copies."""
+    sides = [study_sets.round_side(model, size) for size in variant.sizes if size > 1]
+    return sum((side / model.input_size) ** 2 for side in sides)
 
 
 def compare(found: dict[str, dict[str, choose_refinement.Rows]]) -> list[dict]:
@@ -110,11 +77,11 @@ def compare(found: dict[str, dict[str, choose_refinement.Rows]]) -> list[dict]:
         for variant, sets in found.items()
     }
     model, rows = vlscore.load_model(choose_refinement.MODEL, "cpu"), []
-    for variant in VARIANTS:
-        row = choose_refinement.describe(variant.name, found[variant.name])
-        row |= {"passes": vlscore.rounded(count_passes(model, variant)), "gain": {}}
-        for name, each in hits[variant.name].items():
-            row["gain"][name] = vlscore.paired_difference(each, hits[PROJECT.name][name])
+    for variant, settings in VARIANTS.items():
+        row = choose_refinement.describe(variant, found[variant])
+        row |= {"passes": vlscore.rounded(count_passes(model, settings)), "gain": {}}
+        for name, each in hits[variant].items():
+            row["gain"][name] = vlscore.paired_difference(each, hits[PROJECT][name])
         rows.append(row)
     return rows
 
@@ -125,10 +92,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("root", help="the folder of the sets of photos")
     options = parser.parse_args(argv)
     try:
-        sets = study_sets.photo_asks(options.root)
-        drawn = study_sets.scene_asks(study_sets.TUNING_SCENES)
-        sets["scenes"] = [ask for asks in drawn.values() for ask in asks]
-        found = {}
+        sets, found = study_sets.tuning_asks(options.root), {}
+        sets["imagenet"] = [ask for ask in sets["imagenet"] if ask.fold < FOLDS]
         for name, asks in sets.items():
             model = choose_refinement.SCENES_MODEL if name == "scenes" else choose_refinement.MODEL
             records = study_sets.measure_all(partial(measure, model), asks, name)

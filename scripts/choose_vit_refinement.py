@@ -94,11 +94,8 @@ def measure(ask: study_sets.Ask) -> dict[Variant, tuple]:
             heat = vlscore.saliency(part, text, part.temperature)
             for prominence in PROMINENCES:
                 cut = replace(part, prominence=prominence)
-                boxes = vlscore.sweep_boxes(heat, cut, THRESHOLDS)
-                found[Variant(side, leaves, prominence)] = (
-                    [vlscore.box_iou(each, ask.boxes) for each in boxes],
-                    [results.found(each, ask.boxes) for each in boxes],
-                )
+                each = results.compare_boxes(vlscore.sweep_boxes(heat, cut, THRESHOLDS), ask.boxes)
+                found[Variant(side, leaves, prominence)] = each["iou"], each["found"]
     return found
 
 

@@ -28,6 +28,10 @@ import vlscore
 
 OUT = Path(__file__).parents[1] / "data" / "passes.json"
 KEEPS = (8, 16, 32, 64, 128)
+ONE_PASS_POWERS = (
+    1,
+    1,
+)  # of similarity and mean in a seed; without masks nothing tells how far to trust either
 MODELS = ("lite0-minilm", "scenes-rn", "scenes-vit")
 MEAN, PLAIN, REFINED, TEXTLESS = "mean of all maps", "plain", "refined", "refined without text"
 BASES = {MEAN: PLAIN, TEXTLESS: REFINED}  # what needs no masked pass -> the method that it is compared with
@@ -58,7 +62,8 @@ def without_passes(model, plain, refined, text) -> dict[str, tuple]:
     else:
         nothing = torch.zeros(len(refined.maps))
         evidence = vlscore.gather_evidence(refined.scales, nothing, text, grid)[1:]
-        seeds = vlscore.min_max(evidence.prod(0).sqrt()), vlscore.min_max(evidence[1])
+        without_masks = vlscore.combine_evidence(evidence, ONE_PASS_POWERS)
+        seeds = without_masks, vlscore.min_max(evidence[1])
         named, seen = (vlscore.sharpen(each, features) for each in seeds)
     sides = refined.input_size  # `refine` enlarges its maps in this way
     heats = {REFINED: vlscore.upsample(named, sides), TEXTLESS: vlscore.upsample(seen, sides)}
@@ -101,10 +106,8 @@ def find_heats(model, plain, refined, text, passes: int | None) -> dict[str, tup
 
 def judge(heat, encoding: vlscore.Encoding, ask: study_sets.Ask) -> dict:
     """IoU and number of objects found at each CAM threshold, and where the peak is; None finds nothing."""
-    boxes = vlscore.sweep_boxes(heat, encoding, THRESHOLDS)
-    return {
-        "iou": [vlscore.box_iou(each, ask.boxes) for each in boxes],
-        "found": [results.found(each, ask.boxes) for each in boxes],
+    found = results.compare_boxes(vlscore.sweep_boxes(heat, encoding, THRESHOLDS), ask.boxes)
+    return found | {
         "in_box": heat is not None and study_sets.is_in_box(heat, encoding, ask),
         "on_side": heat is not None and study_sets.is_on_side(heat, encoding, ask),
     }
@@ -113,7 +116,7 @@ def judge(heat, encoding: vlscore.Encoding, ask: study_sets.Ask) -> dict:
 @torch.inference_mode()
 def measure(name: str, exact: frozenset, ask: study_sets.Ask) -> dict:
     """(method, passes) -> its `judge` for one prompt; all passes for the images in ``exact`` alone."""
-    model, text = study_sets.load(name), study_sets.embed_class(name, ask.names)
+    model, text = study_sets.load(name), study_sets.embed_ask(name, ask)
     found = {}
     for keep in (study_sets.KEEP, None) if ask.path in exact else (study_sets.KEEP,):
         options = vlscore.EncodingOptions(keep=keep, refined=True)
@@ -231,6 +234,7 @@ def read_sets(name: str, root) -> dict[str, list[study_sets.Ask]]:
     if name != MODELS[0]:
         return {kind: asks[:60] for kind, asks in study_sets.scene_asks(study_sets.SCENES).items()}
     found = study_sets.photo_asks(root, ("kangaroo", "raccoon", "pairs", "imagenet"))
+    found["unknown"] = study_sets.make_unknown(found)
     folds = {"pairs": 2, "imagenet": 1}
     return {kind: [ask for ask in asks if ask.fold < folds.get(kind, 5)] for kind, asks in found.items()}
 

@@ -91,12 +91,7 @@ def measure(setting: Setting, classes: dict, photo: vlscore.AnnotatedPhoto) -> d
     with torch.inference_mode():
         text = vlscore.class_embedding(model, classes[photo.label])
         for name, (heat, encoding) in heats(setting, model, photo, text).items():
-            boxes = vlscore.sweep_boxes(heat, encoding, THRESHOLDS)
-            record[name] = {
-                "iou": [vlscore.box_iou(each, photo.boxes) for each in boxes],
-                "found": [found(each, photo.boxes) for each in boxes],
-                "ratio": [ratio(each, photo.boxes) for each in boxes],
-            }
+            record[name] = compare_boxes(vlscore.sweep_boxes(heat, encoding, THRESHOLDS), photo.boxes)
     return record
 
 
@@ -105,15 +100,25 @@ def area(box) -> float:
     return (x1 - x0) * (y1 - y0)
 
 
-def found(boxes, truth) -> int:
-    """How many of the objects have a box of IoU > 0.5; no box fits two objects that well."""
-    return sum(vlscore.box_iou(boxes, [each]) > 0.5 for each in truth)
+def compare_boxes(sweep, truth) -> dict[str, list]:
+    """Compare the boxes at each threshold with the true ones: three lists, one value for each threshold.
 
+    ``iou`` is the best IoU, see `vlscore.box_iou`.  ``found`` is how many objects have a box of IoU > 0.5; no
+    box fits two objects that well.  ``ratio`` is the area of the box nearest to the truth over that of the
+    object it is nearest to, and 0 without a box.
+    """
+    from torchvision.ops import box_area, box_iou
 
-def ratio(boxes, truth) -> float:
-    """The area of the box nearest to the truth over that of the object it is nearest to; 0 without a box."""
-    pairs = [(vlscore.box_iou([box], [each]), area(box) / area(each)) for box in boxes for each in truth]
-    return max(pairs, default=(0, 0))[1]
+    every = torch.tensor([box for boxes in sweep for box in boxes], dtype=torch.float64).reshape(-1, 4)
+    truth = torch.tensor(np.asarray(truth), dtype=torch.float64)
+    ious, ratios = box_iou(every, truth).numpy(), (box_area(every)[:, None] / box_area(truth)).numpy()
+    ends = np.cumsum([len(boxes) for boxes in sweep])[:-1]
+    found = {"iou": [], "found": [], "ratio": []}
+    for iou, ratio in zip(np.split(ious, ends), np.split(ratios, ends)):  # (boxes, objects)
+        found["iou"].append(float(iou.max(initial=0)))
+        found["found"].append(int((iou.max(0, initial=0) > 0.5).sum()))
+        found["ratio"].append(float(ratio.flat[iou.argmax()]) if len(iou) else 0.0)
+    return found
 
 
 def summary(setting: Setting, data: str, records: list[dict]) -> dict:

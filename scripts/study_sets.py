@@ -17,9 +17,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
@@ -43,6 +45,8 @@ SCENES = {  # of other seeds, which chose no parameter
     "three of a class": (100, 16, 3, True),
 }
 
+HIDDEN = 5  # classes nearest to a word, without which a model does not know the word
+FINEST = 48  # largest number of cells on a side of the features, as `vlscore.read_scales` has it
 KEEP = 128  # masks by which each image is encoded
 EXACT = {"one of two things": 4}  # one of so many images is encoded by all masks too
 
@@ -58,6 +62,7 @@ class Ask:
         size: (W, H) of the image in pixels.
         fold: 0 to 4, the same for all prompts of an image.
         side: left and right edge of the photo that is asked for, in a pair.
+        unknown: whether the class is asked for as a word that the model does not know, see `embed_unknown`.
     """
 
     path: Path
@@ -66,6 +71,7 @@ class Ask:
     size: tuple[int, int]
     fold: int
     side: tuple[int, int] | None = None
+    unknown: bool = False
 
 
 def read_asks(root) -> list[Ask]:
@@ -152,6 +158,19 @@ def photo_asks(root, names=("imagenet", "kangaroo", "pairs"), work: Path = WORK)
     return found
 
 
+def make_unknown(sets: dict[str, list[Ask]]) -> list[Ask]:
+    """A quarter of ImageNet's photos and all kangaroos, asked for by words that the model does not know."""
+    return [replace(ask, unknown=True) for ask in [*sets["imagenet"][::4], *sets["kangaroo"]]]
+
+
+def tuning_asks(root, work: Path = WORK) -> dict[str, list[Ask]]:
+    """The prompts of each set that chooses the refinement of a CNN."""
+    found = photo_asks(root, work=work)
+    found["unknown"] = make_unknown(found)
+    found["scenes"] = [ask for asks in scene_asks(TUNING_SCENES, work).values() for ask in asks]
+    return found
+
+
 # ── Encodings ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -172,10 +191,57 @@ def embed_class(name: str, names: tuple[str, ...]) -> torch.Tensor:
     return vlscore.class_embedding(load(name), names).cpu()
 
 
+@lru_cache(2048)
+@torch.inference_mode()
+def embed_unknown(name: str, names: tuple[str, ...]) -> torch.Tensor:
+    """A class as `lite0-minilm` would embed it if it had never learned the class, nor those nearest to it.
+
+    The model describes a text by ImageNet's classes that it resembles.  Here the `HIDDEN` nearest are left
+    out, so that a class of ImageNet becomes as new to the text encoder as *raccoon* is.
+    """
+    model = load(name)
+    likeness = model.likeness([vlscore.TEMPLATE.format(each) for each in names])  # (N, 1000)
+    likeness[:, likeness[0].topk(HIDDEN).indices] = -torch.inf
+    embeddings = F.normalize(model.embed_likeness(likeness), dim=-1)
+    return F.normalize(embeddings.mean(0), dim=0).cpu()
+
+
+def embed_ask(name: str, ask: Ask) -> torch.Tensor:
+    """The embedding of what a prompt asks for."""
+    return (embed_unknown if ask.unknown else embed_class)(name, ask.names)
+
+
 def read(name: str, path: Path, options: vlscore.EncodingOptions, work: Path = WORK) -> vlscore.Encoding:
     """An image's encoding, from the store where it was encoded before."""
     model = load(name)
     return vlscore.read_encoding(model, path, options, open_store(name, options, work))
+
+
+class Copy(NamedTuple):
+    """What refinement reads from an image at one size.
+
+    Attributes:
+        scale: maps and cells of the last layer.
+        features: (F, h, w), unit, of the finer layer; None if they are not read.
+    """
+
+    scale: vlscore.Scale
+    features: torch.Tensor | None = None
+
+
+def round_side(model: vlscore.Model, size: float) -> int:
+    """The side of a copy in pixels, whole cells."""
+    return int(-(-model.input_size * size // model.stride)) * model.stride
+
+
+def read_copy(model: vlscore.Model, path, size: float) -> Copy:
+    """Read a copy of an image with a side of so many S."""
+    pixels = model.preprocess(path, size=round_side(model, size))[None]
+    wanted = [(model.layers[-1], "activation"), (model.fine_layer, "activation")]
+    (maps,), (features,) = model.read_layers(pixels, wanted)
+    if features.shape[-1] > FINEST:
+        features = F.avg_pool2d(features, 2)
+    return Copy(vlscore.Scale(maps, model.cell_embeddings(maps)), F.normalize(features, dim=0))
 
 
 def find_peak_of(heat: torch.Tensor, encoding: vlscore.Encoding, ask: Ask) -> tuple[float, float]:

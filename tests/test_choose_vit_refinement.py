@@ -20,7 +20,7 @@ def scene(drawn):
 def test_clusters_at_the_chosen_side_are_the_module_s(scene):
     model = vlscore.load_model("scenes-vit", "cpu")
     wanted = vlscore.encode(model, scene, precision="float32", refined=True)
-    found = study.encode_clusters(model, scene, sources.VIT_SCALE, refinement.LEAVES)
+    found = study.encode_clusters(model, scene, sources.COPY_SCALE, refinement.LEAVES)
     assert torch.equal(found.maps, wanted.maps)
     for key in ("mask_embeddings", "features"):
         torch.testing.assert_close(getattr(found, key), getattr(wanted, key), atol=1e-5, rtol=0)
@@ -52,7 +52,7 @@ def test_the_constants_of_the_code_are_the_best_of_the_stored_rows():
     assert len(rows) == len(study.SIDES) * len(study.LEAVES) * len(study.PROMINENCES)
     best = max(rows, key=lambda row: row["worth"])
     facts = vlscore.SCENES_MODELS["scenes-vit"]
-    assert (best["side"], best["leaves"]) == (sources.VIT_SCALE, refinement.LEAVES)
+    assert (best["side"], best["leaves"]) == (sources.COPY_SCALE, refinement.LEAVES)
     assert (best["prominence"], best["threshold"]) == (facts.prominence, facts.refined_threshold)
 
 

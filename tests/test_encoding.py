@@ -131,7 +131,7 @@ def test_a_file_of_version_0_1_0_loads_and_is_what_is_encoded_now(
     file, model, refined, threshold, monkeypatch
 ):
     """But for α, which the file keeps, and a ViT's clusters: 30 then, of a copy of twice the side."""
-    monkeypatch.setattr(sources, "VIT_SCALE", 2)
+    monkeypatch.setattr(sources, "COPY_SCALE", 2)
     monkeypatch.setattr(sources, "cluster_maps", partial(vlscore.cluster_maps, leaves=16))
     model = vlscore.load_model(model, "cpu")
     image, _ = vlscore.scenes.draw_scene(vlscore.scenes.scene_rng(1, 12), (200, 150), 2)

@@ -96,10 +96,10 @@ def test_no_layer_runs_after_the_last_one_that_is_read(request, name):
 
 
 @pytest.mark.parametrize("name", ["rn", "vit", "lite0"])
-def test_scales_are_the_image_read_at_larger_sizes(request, name, chelsea):
+def test_scales_are_the_image_read_at_a_larger_size(request, name, chelsea):
     model = request.getfixturevalue(name)
     scales, features = vlscore.read_scales(model, chelsea, FLOAT32)
-    sizes = {"rn": (96, 256, 384), "vit": (192,), "lite0": (224, 576, 896)}[name]  # whole cells of 32, or 16
+    sizes = {"rn": (96, 288), "vit": (192,), "lite0": (224, 672)}[name]  # whole cells of 32, or 16
     assert len(scales) == len(sizes)
     for scale, side in zip(scales, sizes):
         pixels = model.preprocess(chelsea, size=side)[None]
@@ -109,7 +109,7 @@ def test_scales_are_the_image_read_at_larger_sizes(request, name, chelsea):
             torch.testing.assert_close(scale.maps, maps.cpu(), atol=1e-4 * maps.abs().max().item(), rtol=0)
             torch.testing.assert_close(scale.cells, model.cell_embeddings(scale.maps), atol=1e-4, rtol=1e-4)
     finer = {"rn": "layer2", "vit": str((len(model.layers) - 1) // 2), "lite0": "block7"}[name]
-    of_features = model.preprocess(chelsea, size=sizes[0 if model.is_vit else 1])[None]
+    of_features = model.preprocess(chelsea, size=sizes[-1])[None]
     wanted = F.normalize(model.read_layers(of_features, [(finer, "activation")])[0][0], dim=0)
     torch.testing.assert_close(features, wanted.cpu(), atol=1e-4, rtol=0)
 
@@ -118,9 +118,9 @@ def test_fine_features_are_pooled_above_forty_eight_cells(rn, chelsea, monkeypat
     wanted = vlscore.read_scales(rn, chelsea, FLOAT32)[1]
     monkeypatch.setattr(refinement, "FINEST", 20)
     found = vlscore.read_scales(rn, chelsea, FLOAT32)[1]
-    assert wanted.shape[-1] == 32
-    assert found.shape[-1] == 16
-    torch.testing.assert_close(found.norm(dim=0), torch.ones(16, 16))
+    assert wanted.shape[-1] == 36
+    assert found.shape[-1] == 18
+    torch.testing.assert_close(found.norm(dim=0), torch.ones(18, 18))
 
 
 # ── Clusters ───────────────────────────────────────────────────────────────────────────────────────
@@ -195,6 +195,40 @@ def test_the_discriminant_finds_the_whole_of_a_seed_s_region():
     assert found[inside].min() > found[~inside].max() + 0.5
 
 
+def test_a_seed_is_the_weighted_geometric_mean_of_the_evidence():
+    evidence = torch.tensor([[[0.9, 0.8, 0.1]], [[0.8, 0.0, 0.2]], [[0.5, 0.7, 0.9]]])
+    means = [(v**3 * r**2 * mean) ** (1 / 6) for v, r, mean in evidence[:, 0].T.double().numpy()]
+    wanted = (np.array(means) - min(means)) / (max(means) - min(means))
+    np.testing.assert_allclose(vlscore.combine_evidence(evidence, (3, 2, 1))[0], wanted, atol=1e-6)
+
+
+def test_evidence_of_power_zero_is_left_out():
+    evidence = torch.rand(3, 4, 4)
+    evidence[1, 0] = 0  # would rule the row out
+    found = vlscore.combine_evidence(evidence, (2, 0, 0))
+    torch.testing.assert_close(found, stretched(evidence[0]))
+
+
+@pytest.mark.parametrize("slope", [1.0, 0.3, 0.0, -2.0])
+def test_the_similarity_map_counts_as_far_as_it_agrees_with_the_masks(slope):
+    """Of noise and a share of the masks' evidence: 3, 2 r⁴ and 1, with NumPy's correlation r."""
+    random = np.random.default_rng(0)
+    masks, mean = random.random((2, 6, 7))
+    similarity = np.maximum(slope * masks + 0.3 * random.random((6, 7)) + 2 * (slope < 0), 0)
+    evidence = torch.tensor(np.stack([masks, similarity, mean])).float()
+    r = max(np.corrcoef(masks.ravel(), similarity.ravel())[0, 1], 0)
+    assert vlscore.weigh_evidence(evidence) == pytest.approx((3, 2 * r**4, 1), abs=1e-4)
+    assert vlscore.weigh_evidence(evidence, (1, 1, 0), agreement=1) == pytest.approx((1, r, 0), abs=1e-4)
+
+
+def test_a_map_that_is_the_same_everywhere_agrees_with_nothing():
+    assert vlscore.weigh_evidence(torch.stack([torch.rand(4, 4), torch.zeros(4, 4), torch.rand(4, 4)])) == (
+        3,
+        0,
+        1,
+    )
+
+
 def test_features_that_are_all_alike_tell_nothing():
     found = vlscore.discriminate(torch.rand(4, 4), torch.ones(3, 4, 4) / 3**0.5)
     assert found.isfinite().all()
@@ -243,7 +277,9 @@ def test_a_refined_saliency_of_a_cnn_by_hand(rn, chelsea):
     seen = sum(unit_peak((w[:, None, None] * scale.maps).sum(0)) for scale in encoding.scales)
     named = sum(unit_peak((text[:, None, None] * scale.cells).sum(0)) for scale in encoding.scales)
     stands_out = sum(unit_peak(scale.maps.mean(0)) for scale in encoding.scales)
-    wanted = stretched((seen * named * stands_out) ** (1 / 3))
+    agreement = np.corrcoef(seen.flatten(), named.flatten())[0, 1].clip(min=0)
+    similarity = 2 * agreement**4  # the power of the similarity map
+    wanted = stretched((seen**3 * named**similarity * stands_out) ** (1 / (4 + similarity)))
     for _ in range(2):
         inside = vlscore.discriminate(wanted, encoding.features).clamp(0, 1)
         wanted = stretched((wanted * inside).sqrt())

@@ -20,15 +20,19 @@ def threads():
     torch.set_num_threads(count)
 
 
-def test_each_object_needs_a_box_of_its_own():
-    assert results.found([(0, 0, 10, 9)], [THING, OTHER]) == 1
-    assert results.found([(0, 0, 60, 60)], [THING, OTHER]) == 0
-    assert results.found([OTHER, THING], [THING, OTHER]) == 2
-
-
-def test_the_ratio_is_of_the_nearest_box():
-    assert results.ratio([(0, 0, 20, 10), (200, 200, 201, 201)], [THING]) == 2
-    assert results.ratio([], [THING]) == 0
+def test_boxes_are_compared_at_each_threshold():
+    """Each object needs a box of its own, and the ratio is that of the nearest box."""
+    sweep = [
+        [(0, 0, 10, 9)],
+        [],
+        [(0, 0, 60, 60)],
+        [OTHER, THING],
+        [(0, 0, 20, 10), (200, 200, 201, 201)],
+    ]
+    found = results.compare_boxes(sweep, [THING, OTHER])
+    assert found["found"] == [1, 0, 0, 2, 0]
+    assert found["iou"] == pytest.approx([vlscore.box_iou(boxes, [THING, OTHER]) for boxes in sweep])
+    assert found["ratio"] == pytest.approx([0.9, 0, 36, 1, 2])
 
 
 def record(iou, share, found=1, objects=2):

@@ -74,3 +74,29 @@ def test_no_scene_that_is_measured_chose_a_parameter():
 def test_a_missing_folder_is_named(tmp_path, capsys):
     assert study_sets.main([str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_an_unknown_word_is_described_without_the_classes_nearest_to_it():
+    model, goldfish = study_sets.load("lite0-minilm"), ("goldfish",)
+    likeness = model.likeness(["an image of a goldfish."])[0].double().numpy()
+    nearest = likeness.argsort()[-study_sets.HIDDEN :]
+    shares = np.exp(likeness)
+    shares[nearest] = 0
+    wanted = shares / shares.sum() - 1 / 1000
+    found = study_sets.embed_unknown("lite0-minilm", goldfish)
+    np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted), atol=1e-5)
+    assert study_sets.embed_class("lite0-minilm", goldfish).argmax() == 1  # its class of ImageNet
+    assert 1 in nearest
+
+
+def test_unknown_words_are_asked_of_a_quarter_of_the_photos_and_of_all_kangaroos():
+    photos = [study_sets.Ask(None, (f"thing {n}",), ((0, 0, 1, 1),), (9, 9), 0) for n in range(8)]
+    kangaroo = study_sets.Ask(None, ("kangaroo",), ((0, 0, 1, 1),), (9, 9), 0)
+    found = study_sets.make_unknown({"imagenet": photos, "kangaroo": [kangaroo]})
+    assert [ask.names for ask in found] == [("thing 0",), ("thing 4",), ("kangaroo",)]
+    for ask in found:
+        assert ask.unknown
+    known, unknown = (study_sets.embed_ask("lite0-minilm", ask) for ask in (kangaroo, found[-1]))
+    assert torch.equal(known, study_sets.embed_class("lite0-minilm", ("kangaroo",)))
+    assert torch.equal(unknown, study_sets.embed_unknown("lite0-minilm", ("kangaroo",)))
+    assert not torch.equal(known, unknown)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from vlscore_lib.encoding import Scale
 
+SEED_POWERS = (3, 2, 1)  # of the evidence of masks, similarity and mean in a CNN's seed
+AGREEMENT = 4  # how fast the similarity map loses its power where it disagrees with the masks
 LEAVES = 32  # of the tree of clusters
 SHARPNESS = 8.0  # β of the affinity of a ViT's cells
 FINEST = 48  # largest number of cells on a side of the features; finer ones are pooled
@@ -55,8 +57,8 @@ class Sharpening(NamedTuple):
     """
 
     repeats: int = 2
-    confidence: float = 4.0
-    border: float = 5.0
+    confidence: float = 8.0
+    border: float = 15.0
     shrinkage: float = 0.8
 
 
@@ -85,12 +87,47 @@ def gather_evidence(
     return found
 
 
+def weigh_evidence(
+    evidence: torch.Tensor, powers=SEED_POWERS, agreement: float = AGREEMENT
+) -> tuple[float, float, float]:
+    r"""Weigh the maps of `gather_evidence`, the similarity map by how far it agrees with the masks.
+
+    It agrees by :math:`\rho`, the correlation of the first two maps over all cells; below 0 it counts as 0.
+    If a model does not know a word, its similarity map shows other things than the object, and
+    :math:`\rho` is low.
+
+    Args:
+        evidence: (3, h, w), 0 or more.
+        powers: of masks, similarity and mean, if masks and similarity agree; ``SEED_POWERS`` is (3, 2, 1).
+        agreement: the power of :math:`\rho`, by which that of the similarity map is multiplied; 0 for none.
+
+    Returns:
+        Three powers for `combine_evidence`, by default :math:`3, 2 \rho^4, 1`.
+    """
+    masks, similarity, mean = powers
+    rho = torch.corrcoef(evidence[:2].flatten(1))[0, 1].nan_to_num(0).clamp(min=0).item()
+    return masks, similarity * rho**agreement, mean
+
+
+def combine_evidence(evidence: torch.Tensor, powers) -> torch.Tensor:
+    """Combine maps of evidence into one seed, their weighted geometric mean, scaled to [0, 1]: (h, w).
+
+    A cell that one of the maps rules out stays 0.
+
+    Args:
+        evidence: (n, h, w), 0 or more, see `gather_evidence`.
+        powers: n weights, 0 or more and not all 0; a map with the weight 0 is left out.
+    """
+    weights = torch.tensor(powers, dtype=torch.float32)
+    return min_max((evidence ** weights[:, None, None]).prod(0) ** (1 / weights.sum()))
+
+
 def locate_seed(
     scales: tuple[Scale, ...], w: torch.Tensor, text_embedding: torch.Tensor, grid
 ) -> torch.Tensor:
     """Estimate which cells a CNN's object covers, by three kinds of evidence: (h, w) in [0, 1].
 
-    The estimate is the geometric mean of `gather_evidence`, scaled to [0, 1].
+    The estimate is `combine_evidence` of `gather_evidence`, by the powers of `weigh_evidence`.
 
     Args:
         scales: from `read_scales`.
@@ -98,7 +135,8 @@ def locate_seed(
         text_embedding: (D,), of any norm.
         grid: (h, w) of the estimate.
     """
-    return min_max(gather_evidence(scales, w, text_embedding, grid).prod(0) ** (1 / 3))
+    evidence = gather_evidence(scales, w, text_embedding, grid)
+    return combine_evidence(evidence, weigh_evidence(evidence))
 
 
 def sharpen(seed: torch.Tensor, features: torch.Tensor, how: Sharpening = SHARPENING) -> torch.Tensor:

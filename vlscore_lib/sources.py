@@ -1,4 +1,4 @@
-"""Sources: the maps of an image, and what refinement reads from larger copies and a finer layer."""
+"""Sources: the maps of an image, and what refinement reads from a larger copy and a finer layer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from vlscore_lib.models.fast_encoder import read_copy
 from vlscore_lib.options import EncodingOptions
 from vlscore_lib.refinement import cluster_maps, unit_features
 
-SCALES = (1, 2.5, 4)  # sides of the copies that a CNN reads, in S, rounded up to whole cells
-FINE_SCALE = 2.5  # of the copy whose fine layer tells the object from the background
-VIT_SCALE = 3  # of the copy that a ViT reads
+COPY_SCALE = 3  # side of the larger copy that refinement reads, in S, rounded up to whole cells
 
 
 class Source(NamedTuple):
@@ -51,10 +49,10 @@ def read_source(model: Model, image, pixels: torch.Tensor, options: EncodingOpti
 
 
 def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Scale, ...], torch.Tensor]:
-    """Read an image at several sizes, because an object too small for one grid may fill cells of a finer one.
+    """Read a larger copy of an image, because an object too small for one grid may fill cells of a finer one.
 
-    A CNN reads copies with sides of 1, 2.5 and 4 S.  A ViT reads one copy with a side of 3 S, and its
-    maps are clusters of its keys, see `cluster_maps`.  All sides are rounded up to whole cells.
+    The copy has a side of 3 S, rounded up to whole cells.  A CNN also reads the plain size.  The maps of a
+    ViT are clusters of its keys, see `cluster_maps`.
 
     Args:
         model: from `load_model`.
@@ -62,9 +60,9 @@ def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Sc
         options: layer, kind of maps, fit and precision.
 
     Returns:
-        A `Scale` for each copy, the plain size first for a CNN; and the features (F, h, w), unit vectors, of
-        the model's ``fine_layer`` at 2.5 S (CNN) or 3 S (ViT).  If their grid has more than 48 cells on a
-        side, they are means over 2×2 cells.
+        A `Scale` for each size, the plain one first for a CNN; and the features (F, h, w), unit vectors, of
+        the model's ``fine_layer`` for the copy.  If their grid has more than 48 cells on a side, they are
+        means over 2×2 cells.
 
     Raises:
         VLScoreError: the layer is unknown, or a ViT was given another one than ``fine_layer`` or another
@@ -74,14 +72,14 @@ def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Sc
     if model.is_vit:
         if options.layer not in (None, model.fine_layer) or options.maps != "activation":
             raise VLScoreError("a refined ViT uses clusters of its keys as maps: leave layer and maps out")
-        wanted, sizes = ((model.fine_layer, "key"), fine), (VIT_SCALE,)
+        wanted, sizes = ((model.fine_layer, "key"), fine), (COPY_SCALE,)
     else:
         layer = model.check_source(options.layer, options.maps, options.pca)
-        wanted, sizes = ((layer, options.maps), last, fine), SCALES
+        wanted, sizes = ((layer, options.maps), last, fine), (1, COPY_SCALE)
     scales = []
     for size in sizes:
         cells = -(-model.input_size * size // model.stride)  # all of full size
-        side = model.input_size if size == 1 else int(cells) * model.stride
+        side = model.input_size if size == 1 else cells * model.stride
         pixels = model.preprocess(image, options.fit, side)[None]
         if size == 1:  # the maps are plain VL-Score's, bit for bit
             found = model.read_layers(pixels, wanted)
@@ -93,6 +91,4 @@ def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Sc
         else:
             kept = (found[0], model.cell_embeddings(found[1]))
             scales.append(Scale(*(each.cpu().contiguous() for each in kept)))
-        if size in (FINE_SCALE, VIT_SCALE):
-            features = unit_features(found[-1]).cpu().contiguous()
-    return tuple(scales), features
+    return tuple(scales), unit_features(found[-1]).cpu().contiguous()  # of the copy, which comes last

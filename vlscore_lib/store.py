@@ -22,7 +22,7 @@ from vlscore_lib.models.base import Model
 from vlscore_lib.options import EncodingOptions
 from vlscore_lib.refinement import LEAVES
 from vlscore_lib.selection import predict_embeddings
-from vlscore_lib.sources import VIT_SCALE
+from vlscore_lib.sources import COPY_SCALE
 
 ENDING = ".encoding"
 LARGEST_HALF = 60_000.0  # half precision has no larger numbers
@@ -78,8 +78,8 @@ class EncodingStore:
             ) from None
         facts = asdict(options) | {"model": model.checksum(), "name": model.name}
         facts.pop("batch_size")  # it changes only the speed
-        if model.is_vit and options.refined:  # else encodings of other clusters would be read
-            facts["clusters"] = (VIT_SCALE, LEAVES)
+        if options.refined:  # else encodings of other copies and clusters would be read
+            facts["copy"] = (COPY_SCALE, LEAVES)
         self.base = sha256(json.dumps(facts, sort_keys=True).encode()).digest()
 
     def file(self, content: bytes) -> Path:

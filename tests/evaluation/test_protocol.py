@@ -14,7 +14,7 @@ SWEEP = tuple(n / 20 for n in range(1, 20))
     [
         ("rn", {}, 0.6),
         ("vit", {}, 0.55),
-        ("rn", {"refined": True}, 0.55),
+        ("rn", {"refined": True}, 0.475),
         ("vit", {"refined": True}, 0.5),
         ("vit", {"threshold": 0.33}, 0.33),
         ("rn", {"refined": True, "threshold": 0.05}, 0.05),

@@ -60,11 +60,9 @@ HUGGING_FACE = {
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """In PyTorch, with copies of 1.5 and 2 S, which resize positions as those of 2.5 to 4 S do."""
+    """In PyTorch, with a copy of 2 S, which resizes positions as one of 3 S does."""
     monkeypatch.setattr(fast_encoder, "find_spec", lambda name: None)
-    monkeypatch.setattr(sources, "SCALES", (1, 1.5, 2))
-    monkeypatch.setattr(sources, "FINE_SCALE", 1.5)
-    monkeypatch.setattr(sources, "VIT_SCALE", 2)
+    monkeypatch.setattr(sources, "COPY_SCALE", 2)
 
 
 DRAWS = {f"{name}_" for name in ("normal", "uniform", "trunc_normal", "kaiming_normal", "kaiming_uniform")}

@@ -56,8 +56,16 @@ class Lite0MiniLM(Model):
         return len(self.sentences.tokenizer.encode(prompt).ids)
 
     def embed_texts(self, prompts):
-        affinity = (20 * self.sentences(prompts) @ self.classes.T).softmax(-1)  # (N, 1000)
-        return affinity - affinity.mean(-1, keepdim=True)
+        return self.embed_likeness(self.likeness(prompts))
+
+    def likeness(self, prompts):
+        """How alike texts are to the prompts of the classes, 20 times their cosines: (N, 1000)."""
+        return 20 * self.sentences(prompts) @ self.classes.T
+
+    def embed_likeness(self, likeness):
+        """Embed texts by their `likeness`: (N, 1000) -> (N, 1000)."""
+        shares = likeness.softmax(-1)
+        return shares - shares.mean(-1, keepdim=True)
 
     def layer_modules(self):
         blocks = {f"block{n}": block for n, block in enumerate(self.visual.net._blocks)}
