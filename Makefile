@@ -26,7 +26,7 @@ PYTEST := env -u MAKEFLAGS -u MFLAGS $(BIN)/python -m pytest -q
 
 .PHONY: demo test test-code test-pages coverage lint evaluate models sweep bench notebooks book app mutants clean
 
-demo: $(READY)  ## find objects in five real photos: prints the boxes, writes demo.png; about a minute
+demo: $(READY)  ## find objects in six real photos: prints the boxes, writes demo.png; about a minute
 	$(BIN)/python scripts/demo.py
 
 test: $(READY) lint book  ## unit tests, the notebooks as tests, and the book builds; two processes side by side

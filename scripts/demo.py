@@ -3,8 +3,8 @@
     python scripts/demo.py                     # prints the boxes, writes demo.png
     python scripts/demo.py demo.png demo.jpg   # the same picture, as PNG and as JPEG
 
-The photos come with installed packages.  They and the texts were picked because the model finds these
-objects; chapter 03 shows where it fails.
+The photos come with installed packages; two of them are put side by side.  They and the texts were picked
+because the model finds these objects; chapter 03 shows where it fails.
 """
 
 from __future__ import annotations
@@ -16,18 +16,22 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image, ImageOps
+
 import vlscore
 
-ASKED = {  # a photo, by its path in an installed package -> what is looked for in it
-    "skimage/data/motorcycle_left.png": ("a motorbike", "a shelf"),
-    "skimage/data/chelsea.png": ("a cat",),
-    "foolbox/data/imagenet_17_22.jpg": ("a bald eagle",),
-    "sklearn/datasets/images/flower.jpg": ("a flower",),
-    "foolbox/data/imagenet_10_541.jpg": ("a drum",),
+CAT, CAP = "skimage/data/chelsea.png", "foolbox/data/imagenet_09_455.jpg"
+ASKED = {  # photos side by side, by their paths in installed packages -> what is looked for in the picture
+    (CAT, CAP): ("a cat", "a bottle cap"),
+    ("foolbox/data/imagenet_07_609.jpg",): ("a jeep",),
+    ("foolbox/data/imagenet_17_22.jpg",): ("a bald eagle",),
+    ("sklearn/datasets/images/flower.jpg",): ("a flower",),
+    ("foolbox/data/imagenet_10_541.jpg",): ("a drum",),
 }
 MODEL = "lite0-minilm"
 KEEP = 128
-COLUMNS, RATIO = 3, 1.5  # of the grid; width over height of a cell, which shows the middle of a photo
+COLUMNS, RATIO = 3, 1.5  # of the grid; width over height of a cell, which shows the middle of a picture
+HEIGHT = 512  # of photos side by side, in pixels
 WIDTH, GAP, LINE = 7.0, 0.08, 0.36  # inches: the picture, between two cells, above a cell for its title
 DPI = 200  # 1,400 pixels, twice the width at which the picture is read
 
@@ -37,11 +41,13 @@ class Answer(NamedTuple):
 
     Attributes:
         title: what was looked for, e.g. ``"a cat"``.
-        photo: path of the file.
+        places: of the photos, as in `ASKED`.
+        picture: a photo, or several side by side.
     """
 
     title: str
-    photo: Path
+    places: tuple[str, ...]
+    picture: Image.Image
     encoding: vlscore.Encoding
     found: vlscore.Localization
 
@@ -57,16 +63,27 @@ def find_photo(place: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / inside
 
 
-def answer_all(model: vlscore.Model, asked: dict[str, tuple]) -> list[Answer]:
-    """Encode each photo once, ask it all its texts, and print what was found."""
+def join(photos: list[Image.Image]) -> Image.Image:
+    """Put photos side by side, the middle of each, so that they fill a cell; a single one stays whole."""
+    if len(photos) == 1:
+        return photos[0]
+    wide = round(HEIGHT * RATIO / len(photos))
+    picture = Image.new("RGB", (wide * len(photos), HEIGHT))
+    for n, photo in enumerate(photos):
+        picture.paste(ImageOps.fit(photo, (wide, HEIGHT)), (n * wide, 0))
+    return picture
+
+
+def answer_all(model: vlscore.Model, asked: dict[tuple, tuple]) -> list[Answer]:
+    """Encode each picture once, ask it all its texts, and print what was found."""
     answers = []
-    for place, titles in asked.items():
-        photo = find_photo(place)
+    for places, titles in asked.items():
+        picture = join([vlscore.load_image(find_photo(place)) for place in places])
         # float32, so that each machine draws the same picture
-        encoding = vlscore.encode(model, photo, keep=KEEP, precision="float32", refined=True)
+        encoding = vlscore.encode(model, picture, keep=KEEP, precision="float32", refined=True)
         found = [vlscore.localize(model, encoding, f"an image of {title}.") for title in titles]
-        print(place, vlscore.as_text(found), "", sep="\n", flush=True)
-        answers += [Answer(title, photo, encoding, each) for title, each in zip(titles, found)]
+        print("\n".join(places), vlscore.as_text(found), "", sep="\n", flush=True)
+        answers += [Answer(title, places, picture, encoding, each) for title, each in zip(titles, found)]
     return answers
 
 
@@ -87,8 +104,8 @@ def draw(answers: list[Answer]):
 
 
 def draw_cell(panel, answer: Answer) -> None:
-    """Draw one answer on a matplotlib Axes: the middle of the photo, its heat map, its boxes and a title."""
-    vlscore.show_heat(panel, answer.photo, answer.found.saliency, answer.encoding)
+    """Draw one answer on a matplotlib Axes: the middle of the picture, its heat map, boxes and title."""
+    vlscore.show_heat(panel, answer.picture, answer.found.saliency, answer.encoding)
     vlscore.show_boxes(panel, answer.found.boxes)
     W, H = answer.encoding.fit.size
     wide, high = min(W, H * RATIO), min(H, W / RATIO)
