@@ -10,7 +10,7 @@ from diagrams import label, tag
 DATA = Path(__file__).parents[1] / "data"
 LEFT, RIGHT = 350, 925  # of the axis, from 0 to 100 %
 TOP, STEP = 128, 64  # of the rows
-RACCOONS = "Photos of raccoons, held out"
+RACCOONS = "Photos of raccoons, held out ‡"
 PAIRS = "Pairs of photos"
 PHOTOS = {"imagenet": "Photos of ImageNet", "kangaroo": "Photos of kangaroos", "pairs": PAIRS}
 SCENES = "Drawn scenes, {}"
