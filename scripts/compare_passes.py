@@ -28,10 +28,7 @@ import vlscore
 
 OUT = Path(__file__).parents[1] / "data" / "passes.json"
 KEEPS = (8, 16, 32, 64, 128)
-ONE_PASS_POWERS = (
-    1,
-    1,
-)  # of similarity and mean in a seed; without masks nothing tells how far to trust either
+ONE_PASS_POWERS = (1, 1)  # of similarity and mean: without masks nothing tells how far to trust either
 MODELS = ("lite0-minilm", "scenes-rn", "scenes-vit")
 MEAN, PLAIN, REFINED, TEXTLESS = "mean of all maps", "plain", "refined", "refined without text"
 BASES = {MEAN: PLAIN, TEXTLESS: REFINED}  # what needs no masked pass -> the method that it is compared with

@@ -29,11 +29,8 @@ SHOWN = (
     "imagenet_01_559",
     "astronaut",
 )
-RIGHT, WRONG, SPECK = (
-    "#1b7f3b",
-    "#c2185b",
-    1 / 100,
-)  # colours; share of the photo below which a name has no room
+RIGHT, WRONG = "#1b7f3b", "#c2185b"  # colours of boxes
+SPECK = 1 / 100  # of the photo: a smaller box has no room for a name
 
 
 class Judged(NamedTuple):

@@ -222,11 +222,8 @@ def test_the_similarity_map_counts_as_far_as_it_agrees_with_the_masks(slope):
 
 
 def test_a_map_that_is_the_same_everywhere_agrees_with_nothing():
-    assert vlscore.weigh_evidence(torch.stack([torch.rand(4, 4), torch.zeros(4, 4), torch.rand(4, 4)])) == (
-        3,
-        0,
-        1,
-    )
+    masks, mean = torch.rand(2, 4, 4)
+    assert vlscore.weigh_evidence(torch.stack([masks, torch.zeros(4, 4), mean])) == (3, 0, 1)
 
 
 def test_features_that_are_all_alike_tell_nothing():
