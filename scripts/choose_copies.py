@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import choose_refinement
@@ -71,19 +71,11 @@ def count_passes(model: vlscore.Model, variant: Variant) -> float:
 
 def compare(found: dict[str, dict[str, choose_refinement.Rows]]) -> list[dict]:
     """A row for each variant: its accuracy, its passes, and what it gains over the project's on each set."""
-    at = {name: choose_refinement.choose_thresholds(sets) for name, sets in found.items()}
-    hits = {
-        variant: {name: rows.iou[:, at[variant][name]] > 0.5 for name, rows in sets.items()}
-        for variant, sets in found.items()
-    }
-    model, rows = vlscore.load_model(choose_refinement.MODEL, "cpu"), []
-    for variant, settings in VARIANTS.items():
-        row = choose_refinement.describe(variant, found[variant])
-        row |= {"passes": vlscore.rounded(count_passes(model, settings)), "gain": {}}
-        for name, each in hits[variant].items():
-            row["gain"][name] = vlscore.paired_difference(each, hits[PROJECT][name])
-        rows.append(row)
-    return rows
+    model = vlscore.load_model(choose_refinement.MODEL, "cpu")
+    return [
+        row | {"passes": vlscore.rounded(count_passes(model, VARIANTS[row["variant"]]))}
+        for row in choose_refinement.compare_with(PROJECT, found)
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,13 +84,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("root", help="the folder of the sets of photos")
     options = parser.parse_args(argv)
     try:
-        sets, found = study_sets.tuning_asks(options.root), {}
+        sets = study_sets.tuning_asks(options.root)
         sets["imagenet"] = [ask for ask in sets["imagenet"] if ask.fold < FOLDS]
-        for name, asks in sets.items():
-            model = choose_refinement.SCENES_MODEL if name == "scenes" else choose_refinement.MODEL
-            records = study_sets.measure_all(partial(measure, model), asks, name)
-            for variant, rows in choose_refinement.gather(asks, records).items():
-                found.setdefault(variant, {})[name] = rows
+        found = choose_refinement.measure_sets(measure, sets)
         vlscore.write_whole(OUT, (json.dumps(compare(found), indent=1) + "\n").encode())
     except vlscore.VLScoreError as error:
         print(f"choose_copies.py: {error}", file=sys.stderr)

@@ -29,7 +29,7 @@ OUT = Path(__file__).parents[1] / "data" / "refinement.json"
 THRESHOLDS = (*(n / 20 for n in range(2, 8)), *(n / 40 for n in range(16, 27)), 0.7, 0.75, 0.8, 0.85)
 MODEL, SCENES_MODEL = "lite0-minilm", "scenes-rn"
 SETS = ("imagenet", "kangaroo", "pairs", "unknown", "scenes")
-PLAIN = "plain VL-Score"  # the baseline, which is no variant to choose
+PLAIN, MEAN = "plain VL-Score", "mean of all maps"  # baselines, which are no variants to choose
 
 
 class Variant(NamedTuple):
@@ -60,18 +60,21 @@ def without_masks(similarity: float, means: float) -> Variant:
     return Variant((0, similarity, means), agreement=0)
 
 
-FORMER = Variant((1, 1, 0), 0, (1, 2.5), 2.5, vlscore.Sharpening(1, 2, 1), prominence=0.2)
+CHOSEN = "chosen: masks³·similarity²·means by agreement, 1 and 3 S, twice"
+FORMER = "former: masks·similarity, 1 and 2.5 S, once"
+ONE_PASS, TEXTLESS = "similarity·means, no masked pass", "means, no masked pass and no text"
+FORMER_SIDE = 2.5  # of its copy, in S
 VARIANTS = {
-    "former: masks·similarity, 1 and 2.5 S, once": FORMER,
-    "chosen: masks³·similarity²·means by agreement, 1 and 3 S, twice": Variant(),
+    FORMER: Variant((1, 1, 0), 0, (1, FORMER_SIDE), FORMER_SIDE, vlscore.Sharpening(1, 2, 1), prominence=0.2),
+    CHOSEN: Variant(),
     "similarity trusted always": Variant(agreement=0),
     "agreement 8": Variant(agreement=8),
     "masks·similarity·means": Variant((1, 1, 1)),
     "masks³·means": Variant((3, 0, 1)),
     "masks": Variant((1, 0, 0)),
     "similarity, no masked pass": without_masks(1, 0),
-    "similarity·means, no masked pass": without_masks(1, 1),
-    "means, no masked pass and no text": without_masks(0, 1),
+    ONE_PASS: without_masks(1, 1),
+    TEXTLESS: without_masks(0, 1),
     "1 S": Variant(sizes=(1,)),
     "3 S": Variant(sizes=(3,)),
     "not sharpened": sharpening(repeats=0),
@@ -89,6 +92,16 @@ VARIANTS = {
     "components left whole": Variant(prominence=1.0),
 }
 
+# What is cross-validated: the choice of all of it, or of the CAM threshold of one method alone.
+RUNS = {
+    "choice": None,
+    "project": CHOSEN,
+    "former": FORMER,
+    "one_pass": ONE_PASS,
+    "textless": TEXTLESS,
+    "plain": PLAIN,
+    "mean": MEAN,
+}
 
 Copies = dict[float, study_sets.Copy]  # by their size in S
 
@@ -101,7 +114,7 @@ def stored_copies(encoding: vlscore.Encoding) -> Copies:
 
 def read_copies(model: vlscore.Model, path, encoding: vlscore.Encoding) -> Copies:
     """The copies of a refined encoding, and the one that only the former refinement reads."""
-    return stored_copies(encoding) | {FORMER.fine: study_sets.read_copy(model, path, FORMER.fine)}
+    return stored_copies(encoding) | {FORMER_SIDE: study_sets.read_copy(model, path, FORMER_SIDE)}
 
 
 def find_seed(copies: Copies, w, text, variant: Variant) -> torch.Tensor:
@@ -130,7 +143,7 @@ def measure(name: str, ask: study_sets.Ask) -> dict:
     text = study_sets.embed_ask(name, ask)
     whole = encoding.without_refinement()
     heat = vlscore.saliency(whole, text, encoding.temperature)
-    found = {PLAIN: judge(heat, whole, ask)}
+    found = {PLAIN: judge(heat, whole, ask), MEAN: judge(whole.maps.mean(0).relu(), whole, ask)}
     for variant, settings in VARIANTS.items():
         heat = refine(encoding, copies, text, settings)
         cut = encoding if settings.prominence is None else replace(encoding, prominence=settings.prominence)
@@ -182,6 +195,17 @@ def gather(asks: list[study_sets.Ask], records: list[dict]) -> dict[str, Rows]:
     return found
 
 
+def measure_sets(measure, sets: dict[str, list[study_sets.Ask]]) -> dict[str, dict[str, Rows]]:
+    """Method -> set -> its rows, from what ``measure(model, ask)`` finds for each prompt, see `judge`."""
+    found = {}
+    for name, asks in sets.items():
+        model = SCENES_MODEL if name == "scenes" else MODEL
+        records = study_sets.measure_all(partial(measure, model), asks, name)
+        for method, rows in gather(asks, records).items():
+            found.setdefault(method, {})[name] = rows
+    return found
+
+
 # ── Choice ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -210,7 +234,7 @@ def worth(sets: dict[str, Rows]) -> float:
 
 def choose(found: dict[str, dict[str, Rows]], keeps) -> str:
     """The best variant, on the rows that ``keeps`` takes of each."""
-    variants = {name: sets for name, sets in found.items() if name != PLAIN}
+    variants = {name: sets for name, sets in found.items() if name not in (PLAIN, MEAN)}
     parts = {
         variant: {name: rows.of(keeps(rows.fold)) for name, rows in sets.items()}
         for variant, sets in variants.items()
@@ -275,11 +299,22 @@ def describe(variant: str, sets: dict[str, Rows]) -> dict:
     return row
 
 
+def compare_with(base: str, found: dict[str, dict[str, Rows]]) -> list[dict]:
+    """A row for each method by `describe`, with what it gains in GT-known localization over one of them."""
+    hits = {}
+    for method, sets in found.items():
+        at = choose_thresholds(sets)
+        hits[method] = {name: rows.iou[:, at[name]] > 0.5 for name, rows in sets.items()}
+    rows = []
+    for method, sets in hits.items():
+        gain = {name: vlscore.paired_difference(each, hits[base][name]) for name, each in sets.items()}
+        rows.append(describe(method, found[method]) | {"gain": gain})
+    return rows
+
+
 def summarize_folds(found, constant: dict[str, np.ndarray]) -> dict:
-    """The cross-validated figures: of the whole choice, the project's and the former constants, and plain."""
-    former, project = list(VARIANTS)[:2]
-    runs = {"choice": None, "project": project, "former": former, "plain": PLAIN}
-    runs = {name: cross_validate(found, fixed) for name, fixed in runs.items()}
+    """The cross-validated figures of the whole choice, and of each method of `RUNS`."""
+    runs = {name: cross_validate(found, fixed) for name, fixed in RUNS.items()}
     return {
         name: {
             "chosen": run.chosen,
@@ -302,8 +337,11 @@ def summarize(name: str, run: Run, runs: dict[str, Run], constant: np.ndarray) -
         "best_threshold_of_each": vlscore.rounded((rows.iou > 0.5).any(1).mean()),
         "constant_box": vlscore.share_with_interval(constant),
         "above_constant": vlscore.paired_difference(hits, constant),
-        "above_former": vlscore.paired_difference(hits, runs["former"].hits(name)),
-        "above_plain": vlscore.paired_difference(hits, runs["plain"].hits(name)),
+        "above": {
+            other: vlscore.paired_difference(hits, each.hits(name))
+            for other, each in runs.items()
+            if each is not run
+        },
         "on_side": vlscore.share_with_interval(rows.on_side),
         "objects_found": vlscore.share_with_interval(np.concatenate(of_each)),
         "small": {
@@ -330,13 +368,10 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         sets = study_sets.tuning_asks(options.root)
-        found, constant = {}, {}
-        for name, asks in sets.items():
-            model = SCENES_MODEL if name == "scenes" else MODEL
-            records = study_sets.measure_all(partial(measure, model), asks, name)
-            for variant, rows in gather(asks, records).items():
-                found.setdefault(variant, {})[name] = rows
-            constant[name] = constant_hits(sorted(asks, key=lambda ask: ask.fold))
+        found = measure_sets(measure, sets)
+        constant = {
+            name: constant_hits(sorted(asks, key=lambda ask: ask.fold)) for name, asks in sets.items()
+        }
         result = {
             "images": {name: len(asks) for name, asks in sets.items()},
             "variants": [describe(variant, each) for variant, each in found.items()],

@@ -17,12 +17,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import choose_refinement
 import numpy as np
 import results
 import study_sets
 import torch
-from choose_refinement import THRESHOLDS, constant_hits
-from one_pass_vit import ONE_PASS
+from choose_refinement import ONE_PASS, THRESHOLDS, constant_hits
+from one_pass_vit import ONE_PASS as ONE_PASS_MAPS
 
 import vlscore
 
@@ -32,9 +33,18 @@ ONE_PASS_POWERS = (1, 1)  # of similarity and mean: without masks nothing tells 
 MODELS = ("lite0-minilm", "scenes-rn", "scenes-vit")
 MEAN, PLAIN, REFINED, TEXTLESS = "mean of all maps", "plain", "refined", "refined without text"
 BASES = {MEAN: PLAIN, TEXTLESS: REFINED}  # what needs no masked pass -> the method that it is compared with
-for one_pass in ONE_PASS:  # of a ViT
+for one_pass in ONE_PASS_MAPS:  # of a ViT
     BASES |= {one_pass: PLAIN, f"{one_pass}, refined": REFINED}
 METHODS = (PLAIN, REFINED, *BASES)
+COMPARED = {  # (method, passes) -> what it is compared with, each at the threshold that other images chose
+    (PLAIN, study_sets.KEEP): {"over_mean": (MEAN, 0)},
+    (REFINED, study_sets.KEEP): {
+        "over_plain": (PLAIN, study_sets.KEEP),
+        "over_one_pass": (REFINED, 0),
+        "over_textless": (TEXTLESS, 0),
+    },
+    (REFINED, 0): {"over_textless": (TEXTLESS, 0)},
+}
 
 
 def with_passes(encoding: vlscore.Encoding, keep: int) -> vlscore.Encoding:
@@ -70,7 +80,7 @@ def without_passes(model, plain, refined, text) -> dict[str, tuple]:
 def find_one_pass(model, path, plain, refined, text) -> dict[str, tuple]:
     """The heat map of each of `ONE_PASS` for a ViT, and the encoding to cut boxes with."""
     grid, sides, found = refined.features.shape[1:], refined.input_size, {}
-    for name, find_map in ONE_PASS.items():
+    for name, find_map in ONE_PASS_MAPS.items():
         heat = find_map(model, path, text).relu()
         spread = vlscore.diffuse(vlscore.upsample(heat, grid), refined.features)
         found |= {name: (heat, plain), f"{name}, refined": (vlscore.upsample(spread, sides), refined)}
@@ -133,44 +143,55 @@ def measure(name: str, exact: frozenset, ask: study_sets.Ask) -> dict:
     return found
 
 
-def share_at_own_threshold(name: str, method: str, passes: int | None, iou: np.ndarray) -> dict | None:
-    """GT-known at the threshold that the model has for a method with masked passes; None for the others."""
-    facts = study_sets.load(name)
-    own = {PLAIN: facts.threshold, REFINED: facts.refined_threshold}.get(method)
-    if passes == 0 or own not in THRESHOLDS:
-        return None
-    return vlscore.share_with_interval(iou[:, THRESHOLDS.index(own)] > 0.5)
+def find_own_threshold(name: str, method: str, passes: int | None) -> float | None:
+    """The CAM threshold that other images chose for a method; None if none did.
 
-
-def compare_at_own_thresholds(name: str, asks: list[study_sets.Ask], refined, plain) -> dict | None:
-    """Refined less plain VL-Score, each at the model's own threshold, and less the best constant box.
-
-    Args:
-        name: of the model.
-        asks: n prompts.
-        refined: the box IoU (n, A) of each prompt.
-        plain: the same of plain VL-Score.
-
-    Returns:
-        The paired differences ``over_plain`` and ``over_constant``; None if a threshold was not measured.
+    It is the model's own, or for what needs no masked pass, the one that `choose_refinement.py` found best.
     """
     model = study_sets.load(name)
-    if not {model.refined_threshold, model.threshold} <= {*THRESHOLDS}:
-        return None
-    hits = refined[:, THRESHOLDS.index(model.refined_threshold)] > 0.5
-    return {
-        "over_plain": vlscore.paired_difference(hits, plain[:, THRESHOLDS.index(model.threshold)] > 0.5),
-        "over_constant": vlscore.paired_difference(hits, constant_hits(asks)),
-    }
+    if passes != 0:
+        return {PLAIN: model.threshold, REFINED: model.refined_threshold}.get(method)
+    variant = {MEAN: choose_refinement.MEAN, REFINED: ONE_PASS, TEXTLESS: choose_refinement.TEXTLESS}.get(
+        method
+    )
+    rows = json.loads(choose_refinement.OUT.read_text())["variants"] if name == MODELS[0] else []
+    return next((row["threshold"] for row in rows if row["variant"] == variant), None)
+
+
+def find_own_hits(name: str, records: list[dict]) -> dict[tuple, np.ndarray]:
+    """(method, passes) -> whether each image that has it is hit at the threshold that other images chose."""
+    hits = {}
+    for key in {key for record in records for key in record}:
+        own = find_own_threshold(name, *key)
+        if own in THRESHOLDS:
+            place = THRESHOLDS.index(own)
+            hits[key] = np.array([record[key]["iou"][place] > 0.5 for record in records if key in record])
+    return hits
+
+
+def compare_at_own_thresholds(key: tuple, own: dict[tuple, np.ndarray], asks: list[study_sets.Ask]) -> dict:
+    """Paired differences of one method to others, and to the best constant box.
+
+    Args:
+        key: the method and its masked passes.
+        own: from `find_own_hits`.
+        asks: n prompts.
+    """
+    others = {name: other for name, other in COMPARED.get(key, {}).items() if other in own}
+    if key not in own or not others:
+        return {}
+    found = {name: vlscore.paired_difference(own[key], own[other]) for name, other in others.items()}
+    return found | {"over_constant": vlscore.paired_difference(own[key], constant_hits(asks))}
 
 
 def table(name: str, asks: list[study_sets.Ask], records: list[dict]) -> list[dict]:
     """A row for each method and number of passes of a model, with its paired differences.
 
     A gain is over the same method without a masked pass.  A row is also compared with the most passes of its
-    method, with what needs no masked pass, and refined with plain at as many passes; with 128, also at the
-    model's own thresholds.
+    method, with what needs no masked pass, and refined with plain at as many passes.  Where other images
+    chose thresholds, some are also compared at these.
     """
+    own = find_own_hits(name, records)
     rows, keys = [], sorted({key for record in records for key in record}, key=order)
     for method, passes in keys:
         base = BASES.get(method, method)
@@ -190,7 +211,8 @@ def table(name: str, asks: list[study_sets.Ask], records: list[dict]) -> list[di
             "images": len(here),
             "threshold": THRESHOLDS[place],
             "gt_known": vlscore.share_with_interval(hit),
-            "gt_known_at_own_threshold": share_at_own_threshold(name, method, passes, iou),
+            "gt_known_at_own_threshold": share_of(own.get((method, passes))),
+            "at_own_thresholds": compare_at_own_thresholds((method, passes), own, asks),
             "v2": vlscore.rounded(vlscore.max_box_acc_v2(iou)),
             "objects_found": vlscore.share_with_interval(of_each),
             "peak_in_object": vlscore.share_with_interval(peak),
@@ -203,15 +225,16 @@ def table(name: str, asks: list[study_sets.Ask], records: list[dict]) -> list[di
             row["over"] = {each: vlscore.paired_difference(hit, look_at(each, 0)[0]) for each in free}
         if method == REFINED and all((PLAIN, passes) in records[n] for n in here):
             row["over_plain"] = vlscore.paired_difference(hit, look_at(PLAIN, passes)[0])
-            if passes == study_sets.KEEP:
-                plain = np.array([records[n][PLAIN, passes]["iou"] for n in here])
-                row["at_own_thresholds"] = compare_at_own_thresholds(name, asks, iou, plain)
         if asks[0].side is not None:
             row["peak_on_side"] = vlscore.share_with_interval(
                 np.array([records[n][method, passes]["on_side"] for n in here])
             )
         rows.append(row)
     return rows
+
+
+def share_of(hits: np.ndarray | None) -> dict | None:
+    return None if hits is None else vlscore.share_with_interval(hits)
 
 
 def order(key: tuple) -> tuple:

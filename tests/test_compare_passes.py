@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import choose_refinement
 import compare_passes as passes
 import one_pass_vit
 import pytest
@@ -227,18 +228,44 @@ def test_the_chapter_repeats_the_differences_of_eight_and_128_passes():
         assert f"{value:.1f} points ({ends[0]:.1f} to {ends[1]:.1f})" in results
 
 
+def at(threshold: float, hits) -> list[dict]:
+    """What is judged of prompts that are hit at one threshold alone, or not at all."""
+    place = passes.THRESHOLDS.index(threshold)
+    return [{"iou": [0.6 * (hit and n == place) for n in range(A)]} for hit in hits]
+
+
 def test_own_thresholds_and_the_best_constant_box_by_hand():
+    """Refined hits 3 of 4, plain and one-pass refinement two others, and the best box those in the middle."""
     lite0 = study_sets.load("lite0-minilm")
-    refined, plain = torch.zeros(4, A), torch.zeros(4, A)
-    refined[:3, passes.THRESHOLDS.index(lite0.refined_threshold)] = 0.6
-    plain[2:, passes.THRESHOLDS.index(lite0.threshold)] = 0.6
+    one_pass = passes.find_own_threshold("lite0-minilm", passes.REFINED, 0)
+    columns = {
+        (passes.REFINED, 128): at(lite0.refined_threshold, (True, True, True, False)),
+        (passes.PLAIN, 128): at(lite0.threshold, (False, False, True, True)),
+        (passes.REFINED, 0): at(one_pass, (True, False, False, True)),
+    }
+    records = [dict(zip(columns, each)) for each in zip(*columns.values())]
     asks = [SimpleNamespace(size=(100, 100), boxes=[box]) for box in (CENTRED, CORNER, CENTRED, CORNER)]
-    found = passes.compare_at_own_thresholds("lite0-minilm", asks, refined.numpy(), plain.numpy())
-    assert found["over_plain"]["value"] == 0.25  # 3 of 4 less 2 of 4
-    assert found["over_constant"]["value"] == 0.25  # the best box hits the two in the middle
+    own = passes.find_own_hits("lite0-minilm", records)
+    found = passes.compare_at_own_thresholds((passes.REFINED, 128), own, asks)
+    assert {name: each["value"] for name, each in found.items()} == {
+        "over_plain": 0.25,
+        "over_one_pass": 0.25,
+        "over_constant": 0.25,
+    }
+    assert passes.compare_at_own_thresholds((passes.REFINED, 8), own, asks) == {}
+
+
+def test_what_needs_no_masked_pass_has_the_threshold_that_the_tuning_photos_chose():
+    variants = json.loads(choose_refinement.OUT.read_text())["variants"]
+    stored = {row["variant"]: row["threshold"] for row in variants}
+    found = passes.find_own_threshold("lite0-minilm", passes.TEXTLESS, 0)
+    assert found == stored[choose_refinement.TEXTLESS]
+    assert passes.find_own_threshold("lite0-minilm", passes.PLAIN, 0) is None  # the similarity map
+    assert passes.find_own_threshold("scenes-rn", passes.TEXTLESS, 0) is None
 
 
 def test_a_threshold_that_was_not_measured_gives_no_comparison(monkeypatch):
-    facts = SimpleNamespace(threshold=passes.THRESHOLDS[0], refined_threshold=0.123)
+    facts = SimpleNamespace(threshold=0.345, refined_threshold=0.123)
     monkeypatch.setattr(study_sets, "load", lambda _: facts)
-    assert passes.compare_at_own_thresholds("scenes-rn", [], torch.zeros(0, A), torch.zeros(0, A)) is None
+    records = [{(passes.REFINED, 128): {"iou": [0.9] * A}}]
+    assert passes.find_own_hits("scenes-rn", records) == {}
