@@ -127,8 +127,10 @@ def find_seed(copies: Copies, w, text, variant: Variant) -> torch.Tensor:
 
 
 def refine(encoding: vlscore.Encoding, copies: Copies, text, variant: Variant) -> torch.Tensor:
-    """The heat map of a variant: (S, S) in [0, 1]; zeros where no mask beats the empty image."""
+    """The heat map of a variant: (S, S) in [0, 1]; zeros where it reads masks and none is kept."""
     w, features = vlscore.weights(encoding, text, encoding.temperature), copies[variant.fine].features
+    if not variant.powers[0]:
+        w = torch.zeros(len(encoding.maps))
     if w is None:
         return torch.zeros(encoding.input_size, encoding.input_size)
     heat = vlscore.sharpen(find_seed(copies, w, text, variant), features, variant.how)

@@ -3,6 +3,7 @@
 import json
 
 import choose_refinement as choice
+import compare_passes
 import numpy as np
 import pytest
 import study_sets
@@ -107,14 +108,31 @@ def test_a_seed_of_one_piece_of_evidence_is_that_evidence(drawn):
         torch.testing.assert_close(seed, vlscore.min_max(evidence[n]))
 
 
+def test_what_reads_no_mask_needs_none_to_be_kept(drawn, monkeypatch):
+    """And it is the one-pass refinement of the other study."""
+    model, ask = vlscore.load_model("scenes-rn", "cpu"), study_sets.read_asks(drawn)[0]
+    encoding = vlscore.encode(model, ask.path, keep=8, precision="float32", refined=True)
+    text = vlscore.class_embedding(model, ask.names)
+    copies = choice.stored_copies(encoding)
+    monkeypatch.setattr(vlscore, "weights", lambda *_: None)
+    wanted = compare_passes.without_passes(model, encoding.without_refinement(), encoding, text)
+    for variant, method in (
+        (choice.ONE_PASS, compare_passes.REFINED),
+        (choice.TEXTLESS, compare_passes.TEXTLESS),
+    ):
+        found = choice.refine(encoding, copies, text, choice.VARIANTS[variant])
+        torch.testing.assert_close(found, wanted[method][0])
+    assert choice.refine(encoding, copies, text, choice.VARIANTS[choice.CHOSEN]).max() == 0
+
+
 def test_the_stored_table_is_of_the_variants_in_the_code():
     stored = json.loads(choice.OUT.read_text())
     assert [row["variant"] for row in stored["variants"]] == [choice.PLAIN, choice.MEAN, *choice.VARIANTS]
-    assert set(stored["folds"]) == {"choice", "project", "former", "plain"}
+    assert [*stored["folds"]] == [*choice.RUNS]
 
 
 def test_the_project_refines_photos_at_the_threshold_that_was_chosen():
     stored = json.loads(choice.OUT.read_text())
-    project = stored["variants"][2]
+    (project,) = [row for row in stored["variants"] if row["variant"] == choice.CHOSEN]
     model = vlscore.load_model("lite0-minilm", "cpu")
     assert model.refined_threshold == pytest.approx(project["threshold"], abs=0.03)
