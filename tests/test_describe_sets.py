@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import study_sets
 
-import vlscore
-
 BOOK = Path(__file__).parents[1] / "book"
 STORED = json.loads(sets.OUT.read_text())
 
@@ -70,12 +68,23 @@ def test_the_constant_box_is_that_of_the_study_of_refinement():
 def test_the_results_page_has_the_stored_numbers():
     text = (BOOK / "results.md").read_text()
     assert f"{shown(STORED['sets']['pairs']['two_boxes']['gt_known'])}, two boxes" in text
-    study = json.loads((sets.OUT.parent / "refinement.json").read_text())
-    for row in study["variants"]:
-        if row["variant"].startswith(("similarity·means, no", "means, no")):
-            for name, count in (("imagenet", 800), ("kangaroo", 163), ("pairs", 250)):
-                hits = np.arange(count) < round(count * row["sets"][name]["gt_known"])
-                assert shown(vlscore.share_with_interval(hits)) in text
+    folds = json.loads((sets.OUT.parent / "refinement.json").read_text())["folds"]
+    kept = read_kept("04_imagenet_evaluation")
+    for run in ("one_pass", "textless", "mean"):
+        for name in ("imagenet", "kangaroo", "pairs"):
+            assert kept[f"{name} {run}"] == shown(folds[run]["sets"][name]["gt_known"])
+            assert f"::{name} {run}:s`" in text
+    unknown = {run: 100 * each["sets"]["unknown"]["gt_known"]["value"] for run, each in folds.items()}
+    assert f"refined has {unknown['project']:.1f} %, one-pass refinement {unknown['one_pass']:.1f} %" in text
+
+
+def read_kept(chapter: str) -> dict[str, str]:
+    """What a chapter stores for other pages: its name and its text."""
+    notebook = json.loads((BOOK.parent / "notebooks" / f"{chapter}.ipynb").read_text())
+    outputs = [each for cell in notebook["cells"] for each in cell.get("outputs", [])]
+    found = [each for each in outputs if "scrapbook" in each.get("metadata", {})]
+    kind = "application/papermill.record/text/plain"
+    return {each["metadata"]["scrapbook"]["name"]: each["data"][kind].strip("'") for each in found}
 
 
 def test_the_page_of_the_data_has_the_stored_numbers():
