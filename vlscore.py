@@ -64,8 +64,8 @@ from vlscore_lib.refinement import (
     upsample,
     weighted_sum,
 )
-from vlscore_lib.selection import predict_embeddings, select_maps
-from vlscore_lib.sources import read_scales, read_source
+from vlscore_lib.selection import predict_embeddings, select_for_images, select_maps
+from vlscore_lib.sources import read_scales, read_sources
 from vlscore_lib.store import EncodingStore, Rows
 from vlscore_lib.widgets import build_playground
 
@@ -108,11 +108,11 @@ def encode_images(model: Model, images: list, options: EncodingOptions, progress
     if model.device.type == "cuda":
         pixels = pixels.pin_memory()  # otherwise the CPU would wait for the copy
     pixels = pixels.to(model.device, non_blocking=True)
-    sources = [read_source(model, image, each, options) for image, each in zip(images, pixels)]
+    sources = read_sources(model, images, pixels, options)
     maps = torch.stack([source.maps for source in sources])  # (N, C, h, w)
     plain = torch.cat([pixels, torch.zeros_like(pixels[:1])])  # the images and the empty one
     *image_embeddings, base = torch.cat([encoder(each) for each in plain.split(batch_size)])
-    indices = [select_maps(each, options.keep) for each in maps]
+    indices = select_for_images(maps, options.keep)
     embeddings = embed_masked(encoder, pixels, maps, indices, base, batch_size, progress)  # (N, C, D)
     if not torch.cat([base, *image_embeddings, embeddings.flatten()]).isfinite().all():
         if choose_precision(options.precision, model.device) == "float32":

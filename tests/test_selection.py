@@ -10,6 +10,8 @@ from encoding_helpers import greedy64, process64, unit64
 from PIL import Image
 
 import vlscore
+from vlscore_lib.selection import select_for_images
+from vlscore_lib.sources import read_plain_sources, read_sources
 
 
 @pytest.mark.parametrize("n", [1, 20, 100])
@@ -72,6 +74,40 @@ def test_several_images_share_batches(full, chelsea):
         assert torch.equal(found.indices, alone.indices)
         for name in ("maps", "mask_embeddings", "base_embedding", "image_embedding"):
             torch.testing.assert_close(getattr(found, name), getattr(alone, name), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("keep", [1, 40, 0.9, None])
+def test_several_images_are_ranked_together(rn, chelsea, keep):
+    """Each gets the maps that it would get alone."""
+    image = Image.open(chelsea)
+    images = [image, image.rotate(90), image.crop((0, 0, 100, 80))]
+    maps = torch.cat([rn.feature_maps(rn.preprocess(each)[None]) for each in images])
+    together = select_for_images(maps, keep)
+    assert [each.tolist() for each in together] == [vlscore.select_maps(each, keep).tolist() for each in maps]
+
+
+def test_ranking_takes_as_many_steps_for_eight_images_as_for_one(full):
+    """A GPU waits for Python between two operations, so their number is what counts there."""
+    _, encoding = full
+
+    def count_operations(maps):
+        with torch.profiler.profile() as profile:
+            select_for_images(maps, 20)
+        return sum(each.count for each in profile.key_averages())
+
+    maps = encoding.maps[None]
+    assert count_operations(maps.repeat(8, 1, 1, 1)) < 1.2 * count_operations(maps)
+
+
+def test_plain_maps_of_several_images_in_one_pass(rn, chelsea):
+    """As a GPU reads them: the same as one by one, up to rounding."""
+    image, options = Image.open(chelsea), vlscore.EncodingOptions(layer="layer3")
+    images = [image, image.rotate(90)]
+    pixels = torch.stack([rn.preprocess(each) for each in images])
+    together = read_plain_sources(rn, pixels, options)
+    for found, alone in zip(together, read_sources(rn, images, pixels, options), strict=True):
+        assert (found.layer, found.kind) == (alone.layer, alone.kind) == ("layer3", "activation")
+        torch.testing.assert_close(found.maps, alone.maps, atol=1e-5, rtol=1e-5)
 
 
 def test_keep_more_than_there_are_is_all(full):

@@ -58,9 +58,10 @@ def embed_masked(encoder, pixels, maps, indices, base, batch_size: int, progress
     """
     embeddings = base.repeat(*maps.shape[:2], 1)  # (N, C, D)
     wanted = torch.zeros(maps.shape[:2], dtype=torch.bool)
-    for n, (each, chosen) in enumerate(zip(maps, indices)):
-        # A constant map masks everything: its image is the base image, whose embedding is known.
-        wanted[n, chosen] = varies(each[chosen]).cpu()
+    for each, chosen in zip(wanted, indices):
+        each[chosen] = True
+    # A constant map masks everything: its image is the base image, whose embedding is known.
+    wanted &= varies(maps.flatten(0, 1)).view(maps.shape[:2]).cpu()
     todo = wanted.nonzero()  # (rows, 2), of image and map
     for batch in progress(todo.split(batch_size) if len(todo) else ()):
         image, chosen = batch.T.to(maps.device)

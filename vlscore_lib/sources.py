@@ -34,18 +34,42 @@ class Source(NamedTuple):
     features: torch.Tensor | None = None
 
 
-def read_source(model: Model, image, pixels: torch.Tensor, options: EncodingOptions) -> Source:
-    """Read the maps of one image on its own: in a batch, rounding would depend on the number of threads."""
-    layer = str(model.layers[-1] if options.layer is None else options.layer)
+def read_sources(model: Model, images: list, pixels: torch.Tensor, options: EncodingOptions) -> list[Source]:
+    """Read the maps of N images.
+
+    A GPU reads plain maps of all images in one pass.  Otherwise each image is read on its own, because in a
+    batch on a CPU, rounding would depend on the number of threads.
+
+    Args:
+        model: from `load_model`.
+        images: N paths or PIL images.
+        pixels: X (N, 3, S, S), the same images, on the model's device.
+        options: how they are encoded.
+    """
     if options.refined:
-        scales, features = read_scales(model, image, options)
-        if model.is_vit:
-            layer = model.fine_layer
-        kind = "cluster" if model.is_vit else options.maps
-        return Source(layer, kind, scales[0].maps.to(model.device), scales, features)
-    (maps,) = model.feature_maps(pixels[None], options.layer, options.maps, options.pca)
+        return [read_refined_source(model, image, options) for image in images]
+    batches = [pixels] if model.device.type == "cuda" else pixels.split(1)
+    return [source for batch in batches for source in read_plain_sources(model, batch, options)]
+
+
+def read_plain_sources(model: Model, pixels: torch.Tensor, options: EncodingOptions) -> list[Source]:
+    """Read the maps of images (N, 3, S, S) in one pass."""
     kind = options.maps if options.pca is None else f"{options.maps}, pca={options.pca}"
-    return Source(layer, kind, maps)
+    maps = model.feature_maps(pixels, options.layer, options.maps, options.pca)
+    return [Source(choose_layer(model, options), kind, each) for each in maps]
+
+
+def read_refined_source(model: Model, image, options: EncodingOptions) -> Source:
+    """Read the maps of one image, and what refinement needs."""
+    scales, features = read_scales(model, image, options)
+    layer = model.fine_layer if model.is_vit else choose_layer(model, options)
+    kind = "cluster" if model.is_vit else options.maps
+    return Source(layer, kind, scales[0].maps.to(model.device), scales, features)
+
+
+def choose_layer(model: Model, options: EncodingOptions) -> str:
+    """Name the layer whose maps are read: the one asked for, or else the last one."""
+    return str(model.layers[-1] if options.layer is None else options.layer)
 
 
 def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Scale, ...], torch.Tensor]:

@@ -252,7 +252,8 @@ class Model:
             raise VLScoreError(f"expected a list of prompts, not one text: write [{prompts!r}]")
         for prompt in prompts:
             check_prompt(prompt, self.count_tokens, self.context_length)
-        order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))  # batches of like length
+        tokens = [*map(self.count_tokens, prompts)]
+        order = sorted(range(len(prompts)), key=tokens.__getitem__)  # so that little is padded
         batches = [order[start : start + TEXT_BATCH] for start in range(0, len(order), TEXT_BATCH)]
         found = torch.cat([unit(self.embed_texts([prompts[n] for n in rows])) for rows in batches])
         return found[torch.tensor(order).argsort().to(found.device)]
