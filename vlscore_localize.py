@@ -67,10 +67,12 @@ def run_localize(options) -> None:
     EncodingOptions(**encoding_options(options)).check()
     images, texts = split_images(options.image, options.texts)
     pictures = plan_pictures(images, options.out)
+    if len(images) == 1:
+        from vlscore_lib.images import load_image
+
+        load_image(images[0])  # report a bad image before the seconds that PyTorch and the model take
     import vlscore
 
-    if len(images) == 1:
-        vlscore.load_image(images[0])  # report a bad image before a model is loaded
     model = vlscore.load_model(options.model)
     model.encode_text(texts)  # report a bad prompt before the long part
     tell_unknown_words(model, texts)

@@ -51,6 +51,12 @@ def test_what_runs_no_model_loads_no_heavy_package(arguments):
     assert "loaded" in lines
 
 
+def test_a_missing_photo_is_reported_before_pytorch_is_loaded():
+    code, lines, error = start("localize", "missing.jpg", "a cat")
+    assert code == 2 and "missing.jpg does not exist" in error
+    assert not {"torch", "vlscore"} & set(next(line for line in lines if line.startswith("loaded")).split())
+
+
 def test_a_model_does_load_them(chelsea):
     code, lines, error = start("localize", str(chelsea), "a cat", "--model", "scenes-rn", "--keep", "4")
     assert code == 0, error
