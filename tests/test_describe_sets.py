@@ -65,8 +65,8 @@ def test_the_constant_box_is_that_of_the_study_of_refinement():
         assert STORED["sets"][name]["constant"]["gt_known"] == study[name]["constant_box"]
 
 
-def test_the_results_page_has_the_stored_numbers():
-    text = (BOOK / "results.md").read_text()
+def test_the_results_pages_have_the_stored_numbers():
+    text = "".join((BOOK / name).read_text() for name in ("results.md", "results_masks.md"))
     assert f"{shown(STORED['sets']['pairs']['two_boxes']['gt_known'])}, two boxes" in text
     folds = json.loads((sets.OUT.parent / "refinement.json").read_text())["folds"]
     kept = read_kept("04_imagenet_evaluation")
