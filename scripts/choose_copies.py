@@ -9,7 +9,6 @@ threshold that is best for it.  Larger copies cost more: one with a side of 4 S 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from functools import lru_cache
@@ -78,23 +77,22 @@ def compare(found: dict[str, dict[str, choose_refinement.Rows]]) -> list[dict]:
     ]
 
 
+def measure_part(root: str, measure) -> dict[str, dict[str, choose_refinement.Rows]]:
+    """Measure variants on the tuning sets, with two fifths of ImageNet's photos."""
+    sets = study_sets.tuning_asks(root)
+    sets["imagenet"] = [ask for ask in sets["imagenet"] if ask.fold < FOLDS]
+    return choose_refinement.measure_sets(measure, sets)
+
+
+def study(root: str) -> None:
+    """Compare the copies, and write what was found."""
+    found = measure_part(root, measure)
+    vlscore.write_whole(OUT, (json.dumps(compare(found), indent=1) + "\n").encode())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser("choose_copies.py", description=__doc__.splitlines()[0])
-    parser.add_argument("root", help="the folder of the sets of photos")
-    options = parser.parse_args(argv)
-    try:
-        sets = study_sets.tuning_asks(options.root)
-        sets["imagenet"] = [ask for ask in sets["imagenet"] if ask.fold < FOLDS]
-        found = choose_refinement.measure_sets(measure, sets)
-        vlscore.write_whole(OUT, (json.dumps(compare(found), indent=1) + "\n").encode())
-    except vlscore.VLScoreError as error:
-        print(f"choose_copies.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("choose_copies.py: stopped", file=sys.stderr)
-        return 130
-    return 0
+    return study_sets.run_study("choose_copies.py", __doc__, study, argv)
 
 
 if __name__ == "__main__":

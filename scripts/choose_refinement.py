@@ -10,7 +10,6 @@ no image chose what is measured on it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import replace
@@ -363,31 +362,23 @@ def constant_hits(asks: list[study_sets.Ask]) -> np.ndarray:
     return np.array(hits)[:, np.mean(hits, axis=0).argmax()]
 
 
+def study(root: str) -> None:
+    """Measure all variants on the tuning sets, and choose one."""
+    sets = study_sets.tuning_asks(root)
+    found = measure_sets(measure, sets)
+    constant = {name: constant_hits(sorted(asks, key=lambda ask: ask.fold)) for name, asks in sets.items()}
+    result = {
+        "images": {name: len(asks) for name, asks in sets.items()},
+        "variants": [describe(variant, each) for variant, each in found.items()],
+        "best": choose(found, lambda folds: folds >= 0),
+        "folds": summarize_folds(found, constant),
+    }
+    vlscore.write_whole(OUT, (json.dumps(result, indent=1) + "\n").encode())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser("choose_refinement.py", description=__doc__.splitlines()[0])
-    parser.add_argument("root", help="the folder of the sets of photos")
-    options = parser.parse_args(argv)
-    try:
-        sets = study_sets.tuning_asks(options.root)
-        found = measure_sets(measure, sets)
-        constant = {
-            name: constant_hits(sorted(asks, key=lambda ask: ask.fold)) for name, asks in sets.items()
-        }
-        result = {
-            "images": {name: len(asks) for name, asks in sets.items()},
-            "variants": [describe(variant, each) for variant, each in found.items()],
-            "best": choose(found, lambda folds: folds >= 0),
-            "folds": summarize_folds(found, constant),
-        }
-        vlscore.write_whole(OUT, (json.dumps(result, indent=1) + "\n").encode())
-    except vlscore.VLScoreError as error:
-        print(f"choose_refinement.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("choose_refinement.py: stopped", file=sys.stderr)
-        return 130
-    return 0
+    return study_sets.run_study("choose_refinement.py", __doc__, study, argv)
 
 
 if __name__ == "__main__":

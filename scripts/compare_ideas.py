@@ -8,7 +8,6 @@ refinement, of ImageNet's photos two folds, each at the CAM threshold that is be
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import results
 import study_sets
 import torch
 import torch.nn.functional as F
-from choose_copies import FOLDS
+from choose_copies import measure_part
 from choose_refinement import THRESHOLDS
 from skimage.filters import threshold_otsu
 from skimage.measure import label
@@ -313,23 +312,15 @@ def compare(found: dict[str, dict[str, choose_refinement.Rows]]) -> list[dict]:
     return rows
 
 
+def study(root: str) -> None:
+    """Compare the ideas, and write what was found."""
+    found = measure_part(root, measure)
+    vlscore.write_whole(OUT, (json.dumps(compare(found), indent=1) + "\n").encode())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser("compare_ideas.py", description=__doc__.splitlines()[0])
-    parser.add_argument("root", help="the folder of the sets of photos")
-    options = parser.parse_args(argv)
-    try:
-        sets = study_sets.tuning_asks(options.root)
-        sets["imagenet"] = [ask for ask in sets["imagenet"] if ask.fold < FOLDS]
-        found = choose_refinement.measure_sets(measure, sets)
-        vlscore.write_whole(OUT, (json.dumps(compare(found), indent=1) + "\n").encode())
-    except vlscore.VLScoreError as error:
-        print(f"compare_ideas.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("compare_ideas.py: stopped", file=sys.stderr)
-        return 130
-    return 0
+    return study_sets.run_study("compare_ideas.py", __doc__, study, argv)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ a pair of photos, a box in the middle lies on the seam; two boxes, one in each h
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -137,27 +136,24 @@ def draw_examples(asks: dict[str, list[study_sets.Ask]]) -> Image.Image:
     return picture
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line."""
-    parser = argparse.ArgumentParser("describe_sets.py", description=__doc__.splitlines()[0])
-    parser.add_argument("root", help="the folder of the sets of photos")
-    options = parser.parse_args(argv)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            names = ("imagenet", "kangaroo", "raccoon", "pairs")
-            sets = study_sets.photo_asks(options.root, names, Path(folder)) | read_scenes(Path(folder))
-            drawn = draw_examples(sets)
-            found = {
-                "sets": {name: describe(asks) for name, asks in sets.items()},
-                "sizes": divide(sets["imagenet"]),
-                "sample": compare_with_all(sets["imagenet"]),
-            }
-    except vlscore.VLScoreError as error:
-        print(f"describe_sets.py: {error}", file=sys.stderr)
-        return 2
+def study(root: str) -> None:
+    """Describe all sets, and draw examples of the scenes."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = ("imagenet", "kangaroo", "raccoon", "pairs")
+        sets = study_sets.photo_asks(root, names, Path(folder)) | read_scenes(Path(folder))
+        drawn = draw_examples(sets)
+        found = {
+            "sets": {name: describe(asks) for name, asks in sets.items()},
+            "sizes": divide(sets["imagenet"]),
+            "sample": compare_with_all(sets["imagenet"]),
+        }
     vlscore.write_whole(OUT, (json.dumps(found, indent=1) + "\n").encode())
     drawn.save(PICTURE, quality=90)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    return study_sets.run_study("describe_sets.py", __doc__, study, argv)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ row stands at the CAM threshold that is best for it on these images.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import replace
@@ -79,29 +78,23 @@ def tabulate(records: list[dict]) -> dict:
     return {"prompts": len(records), "kept": kept, "rows": rows}
 
 
+def study(root: str) -> None:
+    """Measure the floor on scenes and photos."""
+    sets = study_sets.scene_asks(study_sets.SCENES)
+    sets |= study_sets.photo_asks(root, SETS["lite0-minilm"])
+    result = {
+        name: {
+            kind: tabulate(study_sets.measure_all(partial(measure, name), sets[kind], f"{name}, {kind}"))
+            for kind in kinds
+        }
+        for name, kinds in SETS.items()
+    }
+    vlscore.write_whole(OUT, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser("measure_floor.py", description=__doc__.splitlines()[0])
-    parser.add_argument("root", help="the folder of the sets of photos")
-    options = parser.parse_args(argv)
-    try:
-        sets = study_sets.scene_asks(study_sets.SCENES)
-        sets |= study_sets.photo_asks(options.root, SETS["lite0-minilm"])
-        result = {
-            name: {
-                kind: tabulate(study_sets.measure_all(partial(measure, name), sets[kind], f"{name}, {kind}"))
-                for kind in kinds
-            }
-            for name, kinds in SETS.items()
-        }
-        vlscore.write_whole(OUT, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
-    except vlscore.VLScoreError as error:
-        print(f"measure_floor.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("measure_floor.py: stopped", file=sys.stderr)
-        return 130
-    return 0
+    return study_sets.run_study("measure_floor.py", __doc__, study, argv)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ photos, and may divide by a power of their standard deviation; it uses no label.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -112,21 +111,14 @@ def measure(root) -> list[dict]:
     return rows
 
 
+def study(root: str) -> None:
+    """Measure, and write what was found."""
+    vlscore.write_whole(OUT, (json.dumps(measure(root), indent=1) + "\n").encode())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser("measure_presence.py", description=__doc__.splitlines()[0])
-    parser.add_argument("root", help="the folder of the sets of photos")
-    options = parser.parse_args(argv)
-    try:
-        rows = measure(options.root)
-    except vlscore.VLScoreError as error:
-        print(f"measure_presence.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("measure_presence.py: stopped", file=sys.stderr)
-        return 130
-    vlscore.write_whole(OUT, (json.dumps(rows, indent=1) + "\n").encode())
-    return 0
+    return study_sets.run_study("measure_presence.py", __doc__, study, argv)
 
 
 if __name__ == "__main__":

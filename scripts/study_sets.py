@@ -289,27 +289,44 @@ def exact_part(kind: str, asks: list[Ask]) -> list[Ask]:
     return [ask for ask in asks if ask.path in taken]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line."""
-    parser = argparse.ArgumentParser("study_sets.py", description=__doc__.splitlines()[0])
+def run_study(file: str, purpose: str, study, argv: list[str] | None = None) -> int:
+    """Run the command line of a study of the photos in a folder ROOT -> the exit status.
+
+    Args:
+        file: name of the script.
+        purpose: its docstring.
+        study: a function of ROOT, which writes what it finds.
+        argv: the arguments; None means those of the command line.
+    """
+    parser = argparse.ArgumentParser(file, description=purpose.splitlines()[0])
     parser.add_argument("root", help="the folder of the sets of photos")
     options = parser.parse_args(argv)
     try:
-        photos, tuning, drawn = photo_asks(options.root), scene_asks(TUNING_SCENES), scene_asks(SCENES)
-        unseen = photo_asks(options.root, ("raccoon",))
-        encode_all("lite0-minilm", photos, KEEP)
-        encode_all("lite0-minilm", unseen, KEEP)
-        encode_all("scenes-rn", tuning, KEEP)
-        for keep in (KEEP, None):
-            for name in ("scenes-rn", "scenes-vit"):
-                encode_all(name, drawn, keep)
+        study(options.root)
     except vlscore.VLScoreError as error:
-        print(f"study_sets.py: {error}", file=sys.stderr)
+        print(f"{file}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("study_sets.py: stopped", file=sys.stderr)
+        print(f"{file}: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def encode_everything(root: str) -> None:
+    """Encode all sets of photos in a folder, and all scenes."""
+    photos, tuning, drawn = photo_asks(root), scene_asks(TUNING_SCENES), scene_asks(SCENES)
+    unseen = photo_asks(root, ("raccoon",))
+    encode_all("lite0-minilm", photos, KEEP)
+    encode_all("lite0-minilm", unseen, KEEP)
+    encode_all("scenes-rn", tuning, KEEP)
+    for keep in (KEEP, None):
+        for name in ("scenes-rn", "scenes-vit"):
+            encode_all(name, drawn, keep)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    return run_study("study_sets.py", __doc__, encode_everything, argv)
 
 
 if __name__ == "__main__":

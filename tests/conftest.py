@@ -43,11 +43,12 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def same_environment():
-    """Put the environment back: a Dask cluster sets the number of threads of all processes to come."""
-    before = dict(os.environ)
+    """Put back the environment, which a Dask cluster changes, and the threads, of which a study takes one."""
+    before, threads = dict(os.environ), torch.get_num_threads()
     yield
     os.environ.clear()
     os.environ.update(before)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -7,17 +7,8 @@ import ablate
 import numpy as np
 import one_pass_vit
 import pytest
-import torch
 
 import vlscore
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    """A process of `ablate` takes one core; the tests give it back."""
-    count = torch.get_num_threads()
-    yield
-    torch.set_num_threads(count)
 
 
 def test_a_row_stands_at_its_best_threshold_and_is_compared_with_plain():

@@ -14,14 +14,6 @@ import vlscore
 A = len(choose_refinement.THRESHOLDS)
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """A process of the studies takes one core; the tests give it back."""
-    count = torch.get_num_threads()
-    yield
-    torch.set_num_threads(count)
-
-
 @pytest.fixture
 def encoding(drawn, monkeypatch):
     """A scene by its encoding, which the studies otherwise store below the checkout."""

@@ -14,14 +14,6 @@ import vlscore
 A = len(choice.THRESHOLDS)
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """A process of the studies takes one core; the tests give it back."""
-    count = torch.get_num_threads()
-    yield
-    torch.set_num_threads(count)
-
-
 def rows(iou) -> choice.Rows:
     """Rows of 20 prompts in five folds of four, one object each."""
     n = len(iou)

@@ -14,14 +14,6 @@ from scipy.ndimage import uniform_filter
 import vlscore
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """A process of the studies takes one core; the tests give it back."""
-    count = torch.get_num_threads()
-    yield
-    torch.set_num_threads(count)
-
-
 @pytest.fixture
 def question(drawn):
     model, ask = vlscore.load_model("scenes-rn", "cpu"), study_sets.read_asks(drawn)[0]

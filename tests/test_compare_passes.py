@@ -17,14 +17,6 @@ A = len(passes.THRESHOLDS)
 CENTRED, CORNER = (20, 20, 80, 80), (0, 0, 20, 20)
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """A process of the studies takes one core; the tests give it back."""
-    count = torch.get_num_threads()
-    yield
-    torch.set_num_threads(count)
-
-
 @pytest.mark.parametrize("keep", [8, 64])
 def test_fewer_passes_are_those_of_the_module(rn, chelsea, keep):
     exact = vlscore.encode(rn, chelsea, precision="float32")

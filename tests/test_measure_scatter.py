@@ -59,10 +59,8 @@ def test_the_ground_is_what_no_box_covers():
 def test_another_scene_is_the_level_of_chance(drawn):
     """Of windows without any relation to the scene, as many lie on its objects as on those of another one."""
     first, second = vlscore.read_dataset(drawn).photos[:2]
-    threads = torch.get_num_threads()
     found = study.measure_scene("CNN, layer3", (first, second))
     same = study.measure_scene("CNN, layer3", (first, first))
-    torch.set_num_threads(threads)  # a process of the studies takes one core
     for name in ("brightest tenth", "better sign", "all maps, brightest tenth"):
         assert same[name] == same[f"{name}, another scene"] == found[name]
         assert found[f"{name}, another scene"] != found[name]
@@ -72,18 +70,14 @@ def test_another_scene_is_the_level_of_chance(drawn):
 def test_all_maps_are_those_that_vary(drawn):
     """With as many maps as there are, strong ones and all are the same."""
     photos = vlscore.read_dataset(drawn).photos[:2]
-    threads = torch.get_num_threads()
     found = study.measure_scene("ViT, block 3, attention", photos)
-    torch.set_num_threads(threads)  # a process of the studies takes one core
     for name in ("", ", another scene"):
         assert found[f"all maps, brightest tenth{name}"] == found[f"brightest tenth{name}"]
 
 
 def test_the_positive_part_is_encoded_as_maps_of_its_own(drawn):
     photo = vlscore.read_dataset(drawn).photos[0]
-    threads = torch.get_num_threads()
     encoding = study.encode_positive("query", photo)
-    torch.set_num_threads(threads)  # a process of the studies takes one core
     model = vlscore.load_model("scenes-vit", "cpu")
     raw = vlscore.encode(model, photo.path, maps="query", keep=1)
     assert torch.equal(encoding.maps, raw.maps.relu())

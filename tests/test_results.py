@@ -5,19 +5,10 @@ import re
 
 import pytest
 import results
-import torch
 
 import vlscore
 
 THING, OTHER = (0, 0, 10, 10), (50, 50, 60, 60)
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    """A process of `results` takes one core; the tests give it back."""
-    count = torch.get_num_threads()
-    yield
-    torch.set_num_threads(count)
 
 
 def test_boxes_are_compared_at_each_threshold():
