@@ -45,7 +45,12 @@ def mask_similarity(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 
 
 def select_maps(maps: torch.Tensor, keep: int | float | None) -> torch.Tensor:
-    """Choose the maps worth an encoder pass, without looking at any prompt; see `rank_maps`.
+    """Choose the maps worth an encoder pass, without looking at any prompt.
+
+    It takes strong maps that are unlike those already taken.  Each step takes the map with the largest
+    product of two numbers: the variance of its values over the cells, and the part of its embedding that is
+    still unknown.  That part is the posterior variance of a Gaussian process over masks with the kernel
+    `mask_similarity` (Rasmussen and Williams 2006, eq. 2.26).
 
     Args:
         maps: A (C, h, w).
@@ -92,12 +97,9 @@ def select_share(maps: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def rank_maps(maps: torch.Tensor, count: int):
-    """Take strong maps that are unlike those already taken, one of each image in a step.
+    """Rank the maps of N images as `select_maps` says, one map of each image in a step.
 
-    Each step takes the map with the largest product of two numbers: the variance of its values over the
-    cells, and the part of its embedding that is still unknown.  That part is the posterior variance of a
-    Gaussian process over masks with the kernel `mask_similarity` (Rasmussen and Williams 2006, eq. 2.26),
-    computed by a pivoted Cholesky factorisation.
+    The posterior variance comes from a pivoted Cholesky factorisation.
 
     Args:
         maps: A (N, C, h, w).
