@@ -1,6 +1,6 @@
 """What do the masks add? Accuracy against masked passes: data/passes.json.
 
-    python scripts/compare_passes.py ROOT     # from the encodings of `study_sets.py`, 40 minutes
+    python scripts/compare_passes.py ROOT     # from the encodings of `study_sets.py`, a quarter of an hour
 
 Zero masked passes are the similarity map and the mean of all maps, and for a ViT also the maps of
 `one_pass_vit.py`.  Refined and without the text, the seed is the mean of all maps.  Every row stands at the
