@@ -1,4 +1,4 @@
-"""The tables of the chapters' cells have numbers, and names by which text can cite them."""
+"""What our extensions make of the book: the tables of cells have numbers, and percent signs stay in place."""
 
 import json
 import re
@@ -47,3 +47,10 @@ def test_a_name_is_given_once():
         if "table" in cell["metadata"]
     ]
     assert len(names) == len({*names}) > 25
+
+
+@pytest.mark.parametrize("page", ["book/results.html", "notebooks/07_what_the_masks_add.html"])
+def test_a_percent_sign_stays_on_the_line_of_its_number(page):
+    text = " ".join(each.text for each in BeautifulSoup((SITE.parent / page).read_text(), "html.parser")("p"))
+    assert re.search("\\d\N{NO-BREAK SPACE}%", text)
+    assert not re.search(r"\d %", text)
