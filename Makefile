@@ -19,8 +19,8 @@ PORT ?= 8501
 
 MODULES := vlscore vlscore_cli vlscore_label vlscore_localize vlscore_lib
 OURS := lite0-minilm,scenes-rn,scenes-vit
-# What runs beside the notebooks; the last two are among it so that both halves of `make test` take equally long.
-PAGES := tests/test_book.py tests/test_api.py tests/test_app.py tests/test_app_browser.py tests/labelling tests/test_bench.py
+# What runs beside the notebooks; the last one is among it so that both halves of `make test` take equally long.
+PAGES := tests/test_book.py tests/test_api.py tests/test_app.py tests/test_app_browser.py tests/labelling
 # Some tests run make themselves; it must not take this make's flags for its own.
 PYTEST := env -u MAKEFLAGS -u MFLAGS $(BIN)/python -m pytest -q
 
