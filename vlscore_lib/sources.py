@@ -9,7 +9,7 @@ import torch
 from vlscore_lib.encoding import Scale
 from vlscore_lib.errors import VLScoreError
 from vlscore_lib.models.base import Model
-from vlscore_lib.models.fast_encoder import read_copy
+from vlscore_lib.models.fast_encoder import choose_batch_size, read_copy
 from vlscore_lib.options import EncodingOptions
 from vlscore_lib.refinement import cluster_maps, unit_features
 
@@ -37,8 +37,8 @@ class Source(NamedTuple):
 def read_sources(model: Model, images: list, pixels: torch.Tensor, options: EncodingOptions) -> list[Source]:
     """Read the maps of N images.
 
-    A GPU reads plain maps of all images in one pass.  Otherwise each image is read on its own, because in a
-    batch on a CPU, rounding would depend on the number of threads.
+    A GPU reads plain maps of a batch of images in one pass.  Otherwise each image is read on its own, because
+    in a batch on a CPU, rounding would depend on the number of threads.
 
     Args:
         model: from `load_model`.
@@ -48,8 +48,8 @@ def read_sources(model: Model, images: list, pixels: torch.Tensor, options: Enco
     """
     if options.refined:
         return [read_refined_source(model, image, options) for image in images]
-    batches = [pixels] if model.device.type == "cuda" else pixels.split(1)
-    return [source for batch in batches for source in read_plain_sources(model, batch, options)]
+    at_once = (options.batch_size or choose_batch_size(model)) if model.device.type == "cuda" else 1
+    return [source for batch in pixels.split(at_once) for source in read_plain_sources(model, batch, options)]
 
 
 def read_plain_sources(model: Model, pixels: torch.Tensor, options: EncodingOptions) -> list[Source]:
