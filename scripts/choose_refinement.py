@@ -354,9 +354,9 @@ def summarize(name: str, run: Run, runs: dict[str, Run], constant: np.ndarray) -
 
 
 def constant_hits(asks: list[study_sets.Ask]) -> np.ndarray:
-    """Whether the best constant box, the best on the same images, hits each of them: (n,)."""
+    """Whether constant boxes, those that are best on the same images, hit each of them: (n,)."""
     hits = [
-        [vlscore.box_iou([vlscore.constant_box(side, ask.size)], ask.boxes) > 0.5 for side in vlscore.SHARES]
+        [vlscore.box_iou(study_sets.constant_boxes(share, ask), ask.boxes) > 0.5 for share in vlscore.SHARES]
         for ask in asks
     ]
     return np.array(hits)[:, np.mean(hits, axis=0).argmax()]

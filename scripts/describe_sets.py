@@ -2,8 +2,8 @@
 
     python scripts/describe_sets.py ROOT      # a minute; ROOT as for `study_sets.py`, no encodings
 
-A constant box reads no image.  So what it hits says how much of a score the boxes of a set give away.  In
-a pair of photos, a box in the middle lies on the seam; two boxes, one in each half, do not.
+A constant box reads no image.  So what it hits says how much of a score the boxes of a set give away.  A
+pair of photos has two of them, since a box in its middle would lie on the seam.
 """
 
 from __future__ import annotations
@@ -52,48 +52,35 @@ def is_near_the_middle(ask: study_sets.Ask) -> bool:
     return float(np.hypot((x0 + x1) / 2 / width - 0.5, (y0 + y1) / 2 / height - 0.5)) < NEAR
 
 
-def one_box(side: float, ask: study_sets.Ask) -> list:
-    """A box in the middle of the image, of a share of its sides."""
-    return [vlscore.constant_box(side, ask.size)]
+def constant_hits(asks: list[study_sets.Ask], side: float) -> np.ndarray:
+    """Whether constant boxes with a share of the image's sides hit each image: (n,)."""
+    found = [vlscore.box_iou(study_sets.constant_boxes(side, ask), ask.boxes) > 0.5 for ask in asks]
+    return np.array(found)
 
 
-def two_boxes(side: float, ask: study_sets.Ask) -> list:
-    """A box in the middle of each half of the image, of a share of the half's sides."""
-    half = ask.size[0] / 2
-    x0, y0, x1, y1 = vlscore.constant_box(side, (half, ask.size[1]))
-    return [(x0, y0, x1, y1), (x0 + half, y0, x1 + half, y1)]
-
-
-def hits_of(asks: list[study_sets.Ask], boxes, side: float) -> np.ndarray:
-    return np.array([vlscore.box_iou(boxes(side, ask), ask.boxes) > 0.5 for ask in asks])
-
-
-def find_best(asks: list[study_sets.Ask], boxes) -> dict:
-    """The side of a constant answer that is best on these images, and what it hits."""
-    hits = {side: hits_of(asks, boxes, side) for side in vlscore.SHARES}
+def find_best(asks: list[study_sets.Ask]) -> dict:
+    """The side of the constant boxes that are best on these images, and what they hit."""
+    hits = {side: constant_hits(asks, side) for side in vlscore.SHARES}
     side = max(hits, key=lambda each: hits[each].mean())
     return {"side": side, "gt_known": vlscore.share_with_interval(hits[side])}
 
 
 def describe(asks: list[study_sets.Ask]) -> dict:
     """A set's row."""
-    row = {
+    return {
         "prompts": len(asks),
         "images": len({ask.path for ask in asks}),
         "objects": vlscore.rounded(np.mean([len(ask.boxes) for ask in asks])),
         "one_object": vlscore.share_with_interval(np.array([len(ask.boxes) == 1 for ask in asks])),
         "largest": vlscore.rounded(np.median([cover(ask) for ask in asks])),
         "near_the_middle": vlscore.share_with_interval(np.array([is_near_the_middle(ask) for ask in asks])),
-        "constant": find_best(asks, one_box),
+        "constant": find_best(asks),
     }
-    if asks[0].side is not None:
-        row["two_boxes"] = find_best(asks, two_boxes)
-    return row
 
 
 def divide(asks: list[study_sets.Ask]) -> list[dict]:
     """The hits of the published constant box, by the share that the largest object covers."""
-    shares, hits = np.array([cover(ask) for ask in asks]), hits_of(asks, one_box, SIDE)
+    shares, hits = np.array([cover(ask) for ask in asks]), constant_hits(asks, SIDE)
     found = []
     for low, high in pairwise(EDGES):
         here = (low <= shares) & ((shares < high) | (high == 1))
@@ -103,10 +90,10 @@ def divide(asks: list[study_sets.Ask]) -> list[dict]:
 
 def compare_with_all(asks: list[study_sets.Ask]) -> dict:
     """What is known of all 50,000 photos too: hits of two constant boxes, photos with one box."""
-    hits, alone = hits_of(asks, one_box, SIDE), np.array([len(ask.boxes) == 1 for ask in asks])
+    hits, alone = constant_hits(asks, SIDE), np.array([len(ask.boxes) == 1 for ask in asks])
     return {
         "constant": vlscore.share_with_interval(hits),
-        "whole": vlscore.share_with_interval(hits_of(asks, one_box, 1.0)),
+        "whole": vlscore.share_with_interval(constant_hits(asks, 1.0)),
         "one_object": vlscore.share_with_interval(alone),
         "constant, one object": vlscore.share_with_interval(hits[alone]),
         "constant, several": vlscore.share_with_interval(hits[~alone]),

@@ -103,6 +103,19 @@ def is_readable(path) -> bool:
     return True
 
 
+def constant_boxes(share: float, ask: Ask) -> list:
+    """Boxes that read no image: one in its middle, in a pair one in the middle of each photo.
+
+    Args:
+        share: of the photo's sides that a box takes.
+    """
+    if ask.side is None:
+        return [vlscore.constant_box(share, ask.size)]
+    half = ask.size[0] / 2
+    x0, y0, x1, y1 = vlscore.constant_box(share, (half, ask.size[1]))
+    return [(x0, y0, x1, y1), (x0 + half, y0, x1 + half, y1)]
+
+
 def make_pairs(asks: list[Ask], folder: Path) -> list[Ask]:
     """Two photos of other classes side by side, within a fold, and a prompt for each of them."""
     random, found = np.random.default_rng(0), []
