@@ -45,6 +45,8 @@ COMPARED = {  # (method, passes) -> what it is compared with, each at the thresh
     },
     (REFINED, 0): {"over_textless": (TEXTLESS, 0)},
 }
+for keep in KEEPS[:-1]:
+    COMPARED[REFINED, keep] = {"over_most_passes": (REFINED, study_sets.KEEP)}
 
 
 def with_passes(encoding: vlscore.Encoding, keep: int) -> vlscore.Encoding:

@@ -1,10 +1,11 @@
-"""Measure how evenly `p_absent` treats words, and whether photos without labels help: data/presence.json.
+"""Measure how well `p_absent` tells absent words, by masked passes and calibration: data/presence.json.
 
-    python scripts/measure_presence.py ROOT       # from the encodings of `study_sets.py`, a few minutes
+    python scripts/measure_presence.py ROOT       # from the encodings of `study_sets.py`, two minutes
 
 Each photo is asked for 50 words that it does not show, as far as its class tells, and for its class.  A
 word's fit may be high on every photo.  Calibration subtracts the mean of a text's fits over the hand-boxed
-photos, and may divide by a power of their standard deviation; it uses no label.
+photos, and may divide by a power of their standard deviation; it uses no label.  With fewer masked passes,
+the best of fewer masked images enters a fit.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import study_sets
 import torch
+from compare_passes import KEEPS, with_passes
 from tqdm import tqdm
 
 import vlscore
@@ -61,29 +64,69 @@ def find_ranks(fits: np.ndarray, others: np.ndarray) -> np.ndarray:
     return (1 + better.sum(-1)) / (1 + others.shape[1])
 
 
-def describe(name: str, absent: np.ndarray, is_absent: np.ndarray, shown: np.ndarray) -> dict:
-    """A row: how many absent texts pass, on average and word by word, and how many shown classes do not.
+class Presence(NamedTuple):
+    """p of each text in n photos.
+
+    Attributes:
+        absent: of each of M words, (n, M).
+        shown: of the photo's class, (n,).
+    """
+
+    absent: np.ndarray
+    shown: np.ndarray
+
+    def called_present(self) -> np.ndarray:
+        """Which texts are called present: (n, M + 1) of bool."""
+        return np.column_stack([self.absent, self.shown]) <= ABSENT
+
+
+def judge(fits: np.ndarray, count: int) -> Presence:
+    """p of each word and of each photo's class, by the fits (n, N) of other texts, words and classes.
 
     Args:
-        absent: p of each word in each photo, (n, M).
-        is_absent: whether the photo's class is another one, (n, M) of bool.
-        shown: p of each photo's class, (n,).
+        count: of the other texts.
     """
-    passed = np.where(is_absent, absent <= ABSENT, np.nan)
+    others, words, classes = np.split(fits, [count, count + len(WORDS)], axis=1)
+    own = classes[np.arange(len(fits)), np.arange(len(fits))][:, None]
+    return Presence(find_ranks(words, others), find_ranks(own, others)[:, 0])
+
+
+def describe(found: Presence, is_absent: np.ndarray) -> dict:
+    """How many absent texts pass, on average and word by word, and how many shown classes do not.
+
+    Args:
+        is_absent: whether the photo's class is another one than the word, (n, M) of bool.
+    """
+    passed = np.where(is_absent, found.absent <= ABSENT, np.nan)
     by_word = np.nanmean(passed, axis=0)
     worst = int(by_word.argmax())
     return {
-        "calibration": name,
         "passed": vlscore.rounded(np.nanmean(passed)),
         "deviation over words": vlscore.rounded(by_word.std(ddof=1)),
         "worst word": {"word": WORDS[worst], "passed": vlscore.rounded(by_word[worst])},
-        "missed": vlscore.share_with_interval(shown > ABSENT),
+        "missed": vlscore.share_with_interval(found.shown > ABSENT),
     }
 
 
+def compare_masks(fits: dict[int, np.ndarray], count: int, is_absent: np.ndarray) -> list[dict]:
+    """A row for each number of masked passes, with the share of present texts that most passes call present.
+
+    Args:
+        fits: masked passes -> the fits (n, N) of ``count`` other texts, words and classes.
+    """
+    found = {masks: judge(each, count) for masks, each in fits.items()}
+    best = found[max(found)].called_present()
+    return [
+        {"masks": masks}
+        | describe(each, is_absent)
+        | {"also present with most": vlscore.rounded(best[each.called_present()].mean())}
+        for masks, each in found.items()
+    ]
+
+
 @torch.inference_mode()
-def measure(root) -> list[dict]:
-    """The rows of all calibrations."""
+def measure(root) -> dict[str, list[dict]]:
+    """The rows of all calibrations, with the most masks, and of all numbers of masks."""
     model = study_sets.load(MODEL)
     asks = study_sets.photo_asks(root, ("imagenet",))["imagenet"][::EVERY]
     others = vlscore.embed_other_words(model)
@@ -98,17 +141,21 @@ def measure(root) -> list[dict]:
         ]
     )
     options = vlscore.EncodingOptions(keep=study_sets.KEEP, refined=True)
-    fits = np.stack(
-        [find_fits(study_sets.read(MODEL, ask.path, options), texts) for ask in tqdm(asks, "ImageNet")]
-    )
+    found = {masks: [] for masks in KEEPS}
+    for ask in tqdm(asks, "ImageNet"):
+        encoding = study_sets.read(MODEL, ask.path, options)
+        for masks in KEEPS:
+            found[masks].append(find_fits(with_passes(encoding, masks), texts))
+    fits = {masks: np.stack(each) for masks, each in found.items()}
     is_absent = np.array([[all(word not in name for name in ask.names) for word in WORDS] for ask in asks])
-    rows, own = [], np.arange(len(asks))
-    for name, power in POWERS.items():
-        found = calibrate(fits, reference, power)
-        among, absent, classes = np.split(found, [len(others), len(others) + len(WORDS)], axis=1)
-        shown = find_ranks(classes[own, own][:, None], among)[:, 0]
-        rows.append(describe(name, find_ranks(absent, among), is_absent, shown))
-    return rows
+    calibrated = {name: calibrate(fits[study_sets.KEEP], reference, power) for name, power in POWERS.items()}
+    return {
+        "calibration": [
+            {"calibration": name} | describe(judge(each, len(others)), is_absent)
+            for name, each in calibrated.items()
+        ],
+        "masks": compare_masks(fits, len(others), is_absent),
+    }
 
 
 def study(root: str) -> None:

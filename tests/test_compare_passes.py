@@ -217,6 +217,46 @@ def test_the_chapter_repeats_the_differences_of_eight_and_128_passes():
     assert shown in results
 
 
+def test_the_results_page_has_the_refined_boxes_by_number_of_masks():
+    page = (passes.OUT.parents[1] / "book" / "results.md").read_text()
+    table = page[page.index(":name: results-keep\n") :].split("\n:::")[0]
+    head, *rows = (row.split("\n  - ") for row in table.split("\n* - ")[1:])
+    keeps = [int(cell.removesuffix(" masks")) for cell in head[1:4]]
+    names = {"imagenet": "ImageNet", "kangaroo": "Kangaroos", "unknown": "Words made unknown"}
+    names |= {"raccoon": "Raccoons", "pairs": "Pairs"}
+    shown = {name: cells for name, *cells in rows}
+    for kind, found in json.loads(passes.OUT.read_text())["lite0-minilm"].items():
+        form = "{:.1f} ({:.1f}–{:.1f})" if kind == "raccoon" else "{:.1f}"
+        at = {row["passes"]: row for row in found["rows"] if row["method"] == passes.REFINED}
+        own = [at[keep]["gt_known_at_own_threshold"] for keep in keeps]
+        expected = [form.format(*(100 * each[key] for key in ("value", "low", "high"))) for each in own]
+        for keep in keeps[:-1]:
+            minus = at[keep]["at_own_thresholds"]["over_most_passes"]
+            points = "{:.1f} ({:.1f} to {:.1f})".format(
+                *(100 * minus[key] for key in ("value", "low", "high"))
+            )
+            expected.append(points.replace("-", "−"))
+        assert shown.pop(f"{names[kind]} ({found['images']})") == expected
+    assert (keeps, shown) == ([8, 64, 128], {})
+
+
+def test_the_chapter_has_the_constant_box_of_each_set():
+    chapter = json.loads((passes.OUT.parents[1] / "notebooks" / "07_what_the_masks_add.ipynb").read_text())
+    text = "\n".join("".join(cell["source"]) for cell in chapter["cells"])
+    table = text[text.index(":name: tab-07-sets") :].split("```")[0]
+    cells = [line.split("|") for line in table.splitlines() if line.startswith("| ")]
+    shown = {cell[1].strip().lower(): cell[-2].strip() for cell in cells[1:]}
+    stored = json.loads(passes.OUT.read_text())
+    names = {"kangaroo": "kangaroos", "raccoon": "raccoons", "unknown": "unknown words"}
+    names |= {"one thing": "one object", "one of two things": "one of two objects"}
+    for kind, found in (stored["lite0-minilm"] | stored["scenes-rn"]).items():
+        (row,) = [row for row in found["rows"] if (row["method"], row["passes"]) == (passes.REFINED, 128)]
+        above = row["at_own_thresholds"]["over_constant"]["value"]
+        constant = 100 * (row["gt_known_at_own_threshold"]["value"] - above)
+        assert shown.pop(names.get(kind, kind)) == f"{constant:.1f}"
+    assert not shown
+
+
 def at(threshold: float, hits) -> list[dict]:
     """What is judged of prompts that are hit at one threshold alone, or not at all."""
     place = passes.THRESHOLDS.index(threshold)
@@ -233,7 +273,8 @@ def test_own_thresholds_and_the_best_constant_box_by_hand():
         (passes.REFINED, 0): at(one_pass, (True, False, False, True)),
     }
     records = [dict(zip(columns, each)) for each in zip(*columns.values())]
-    asks = [SimpleNamespace(size=(100, 100), boxes=[box]) for box in (CENTRED, CORNER, CENTRED, CORNER)]
+    boxes = (CENTRED, CORNER, CENTRED, CORNER)
+    asks = [SimpleNamespace(size=(100, 100), boxes=[box], side=None) for box in boxes]
     own = passes.find_own_hits("lite0-minilm", records)
     found = passes.compare_at_own_thresholds((passes.REFINED, 128), own, asks)
     assert {name: each["value"] for name, each in found.items()} == {
