@@ -50,6 +50,14 @@ SOURCES = {  # model, layer, maps, components
     "ViT, block 3, attention": ("vit", "3", "attention", None),
     **{f"ViT, block 3, {maps}, 8 components": ("vit", "3", maps, 8) for maps in ("query", "key", "value")},
 }
+CHANCE = ", another scene"  # after the name of a window: its twin on another scene's objects
+FULL_SOURCES = tuple(f"ViT, block 3, {maps}" for maps in ("activation", "query", "key", "value"))
+CONTROLS = {  # of the sign: which maps of a CNN's layer, which window
+    "as the maps are": ("", "brightest tenth"),
+    "without the last ReLU": (", before ReLU", "brightest tenth"),
+    "better sign of each map": ("", "better sign"),
+    "both": (", before ReLU", "better sign"),
+}
 FIGURES = ("area", "objects", "on one object", "on other objects", "on ground")  # of a window
 LOCALIZED = ("activation", "query")  # sources of the last block whose positive part localizes too
 LOCALIZED_SCENES = {"tune": 80, "test": 200}  # the first of the sets of `measure_scenes.py`
@@ -150,10 +158,10 @@ def measure_scene(source: str, photos) -> dict[str, tuple[float, ...]]:
     masks_of_all = vlscore.make_masks(every[vlscore.varies(every)], SIDE)  # a constant map shows nothing
     of_all = window_of_equal_area(masks_of_all, WINDOW)
     shown = {name: count_objects(each, photo) for name, each in windows.items()}
-    for name, each in ("", photo), (", another scene", other):
+    for name, each in ("", photo), (CHANCE, other):
         shown[f"better sign{name}"] = count_objects(better_sign(brightest, darkest, each), each)
         shown[f"all maps, brightest tenth{name}"] = count_objects(of_all, each)
-    return shown | {"brightest tenth, another scene": count_objects(brightest, other)}
+    return shown | {f"brightest tenth{CHANCE}": count_objects(brightest, other)}
 
 
 def encode_positive(maps: str, photo: vlscore.AnnotatedPhoto) -> vlscore.Encoding:
@@ -184,6 +192,23 @@ def summarize(values: np.ndarray) -> dict[str, float]:
     return vlscore.paired_difference(values, np.zeros_like(values))
 
 
+def above_chance(rows: dict[str, np.ndarray], window: str) -> np.ndarray:
+    """How much more of a window lies on one object than of the same window on another scene: (n,)."""
+    column = FIGURES.index("on one object")
+    return rows[window][:, column] - rows[window + CHANCE][:, column]
+
+
+def compare_layers(found: dict[str, dict[str, np.ndarray]]) -> list[dict]:
+    """The lead of a CNN's layers over the mean of a ViT's full sources above chance, by each control."""
+    leads = []
+    for layer in ("layer3", "layer4"):
+        for control, (suffix, window) in CONTROLS.items():
+            of_vit = np.mean([above_chance(found[source], window) for source in FULL_SOURCES], axis=0)
+            lead = vlscore.paired_difference(above_chance(found[f"CNN, {layer}{suffix}"], window), of_vit)
+            leads.append({"layer": layer, "control": control, "lead": lead})
+    return leads
+
+
 def describe(source: str, rows: dict[str, np.ndarray], twin: dict[str, np.ndarray]) -> dict:
     """A source's figures for each kind of window, and how many more objects it shows than the CNN's layer3.
 
@@ -198,6 +223,8 @@ def describe(source: str, rows: dict[str, np.ndarray], twin: dict[str, np.ndarra
             column = FIGURES.index(name)
             difference = vlscore.paired_difference(values[:, column], twin[window][:, column])
             row[window][f"{said} than the CNN"] = difference
+        if window + CHANCE in rows:
+            row[window]["above chance"] = summarize(above_chance(rows, window))
     return row
 
 
@@ -243,6 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     result = {
         "scenes": count,
         "scatter": [describe(source, rows, twin) for source, rows in found.items()],
+        "leads": compare_layers(found),
         "localization": [
             {
                 "maps": maps,

@@ -1,5 +1,6 @@
 """The study of scatter: windows of equal area, and objects in them by hand."""
 
+import json
 from types import SimpleNamespace
 
 import measure_scatter as study
@@ -104,6 +105,34 @@ def test_a_source_is_compared_with_the_cnn_scene_by_scene():
     assert found["more on one object than the CNN"]["value"] == pytest.approx(0.3)
 
 
+def make_rows(on_one, by_chance):
+    """Two kinds of windows on two scenes, with shares on one object as given."""
+    rows = {}
+    for window in ("brightest tenth", "better sign"):
+        for name, shares in ((window, on_one), (window + study.CHANCE, by_chance)):
+            rows[name] = np.array([[0.1, 1.0, share, 0.0, 1 - share] for share in shares])
+    return rows
+
+
+def test_points_above_chance_are_paired_by_scene():
+    rows = make_rows((0.5, 0.3), (0.2, 0.2))
+    found = study.describe("ViT", rows, rows)
+    assert found["brightest tenth"]["above chance"]["value"] == pytest.approx(0.2)
+    assert "above chance" not in found["brightest tenth" + study.CHANCE]
+
+
+def test_the_lead_of_a_layer_is_over_the_mean_of_the_vit_s_sources():
+    found = {source: make_rows((0.3, 0.3), (0.2, 0.2)) for source in study.FULL_SOURCES}
+    found[study.FULL_SOURCES[0]] = make_rows((0.7, 0.7), (0.2, 0.2))  # 0.5 above chance, the others 0.1
+    for layer in ("layer3", "layer4"):
+        found[f"CNN, {layer}"] = make_rows((0.8, 0.6), (0.1, 0.1))
+        found[f"CNN, {layer}, before ReLU"] = make_rows((0.3, 0.3), (0.1, 0.1))
+    leads = {(row["layer"], row["control"]): row["lead"]["value"] for row in study.compare_layers(found)}
+    assert leads["layer3", "as the maps are"] == pytest.approx(0.6 - 0.2)
+    assert leads["layer4", "both"] == pytest.approx(0.2 - 0.2)
+    assert len(leads) == 2 * len(study.CONTROLS)
+
+
 def test_maps_before_the_relu_are_the_layer_s_with_their_negative_values(scenes_rn, drawn):
     photo = vlscore.read_dataset(drawn).photos[0]
     for layer in ("layer3", "layer4"):
@@ -111,3 +140,27 @@ def test_maps_before_the_relu_are_the_layer_s_with_their_negative_values(scenes_
         after = study.read_maps(scenes_rn, (layer, "activation", None), photo)
         assert (before < 0).any()
         torch.testing.assert_close(before.relu(), after)
+
+
+def test_the_chapter_has_the_stored_windows():
+    chapter = json.loads((study.OUT.parents[1] / "notebooks" / "02_feature_maps.ipynb").read_text())
+    text = "\n".join("".join(cell["source"]) for cell in chapter["cells"])
+    table = text[text.index(":name: tab-02-strong") :].split("```")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")][1:]
+    stored = {row["source"]: row for row in json.loads(study.OUT.read_text())["scatter"]}
+
+    def points(window: dict) -> str:
+        found = "{:.1f} ({:.1f} to {:.1f})".format(
+            *(100 * window["above chance"][key] for key in ("value", "low", "high"))
+        )
+        return found.replace("-", "−")
+
+    assert len(rows) == 7
+    for name, *cells in ([cell.strip().replace("`", "") for cell in row] for row in rows):
+        source = name.replace("ViT, ", "ViT, block 3, ").replace("block output", "activation")
+        strong, every = (stored[source][kind] for kind in ("brightest tenth", "all maps, brightest tenth"))
+        shares = [
+            f"{100 * strong[f'on {where}']['value']:.0f}"
+            for where in ("one object", "other objects", "ground")
+        ]
+        assert cells == [shares[0], points(strong), *shares[1:], points(every)]
