@@ -221,7 +221,7 @@ def vl_score() -> tuple[float, list[str]]:
         *base_label(places[4] + SIDE / 2, "empty"),
         *prompt_side(),
         *votes(places, values, weights),
-        *weighted_sum(strip, places, 932, "the kept maps"),
+        *weighted_sum(strip, places, 932, "all maps (dropped: weight 0)"),
         *from_saliency_to_boxes(strip, saliency),
     ]
     return height, parts
@@ -277,7 +277,7 @@ def from_saliency_to_boxes(strip: float, saliency: np.ndarray) -> list[str]:
         label(569, middle - 11, "upsample,", "note"),
         label(569, middle + 22, "min-max", "note"),
         masked_scene(624, y, 84, above.astype(float)),
-        label(666, y + 106, "above α · max", "note"),
+        label(666, y + 106, "above α", "note"),
         arrow((708, middle), (814, middle)),
         label(759, middle - 11, "connected", "note"),
         label(759, middle + 22, "parts", "note"),
