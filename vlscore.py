@@ -92,7 +92,7 @@ def encode(model: Model, image, *values, progress=iter, **options) -> Encoding:
 
 
 def encode_images(model: Model, images: list, options: EncodingOptions, progress=iter) -> list[Encoding]:
-    """Encode several images in shared batches, which keeps a GPU busy: a list of `Encoding`, see `encode`.
+    """Encode several images in shared batches, which keeps a GPU busy: an `Encoding` for each.
 
     Args:
         model: from `load_model`.
@@ -159,7 +159,7 @@ def scores(encoding: Encoding, text_embedding: torch.Tensor) -> tuple[torch.Tens
 
 
 def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float = 1.0):
-    r"""Weigh the maps by how well they fit a text.
+    r"""Compute the weight of each map, by how well its masked image fits a text.
 
     .. math:: w_k = \frac{e^{s_k/\tau}}{\sum_{s_j > s_b} e^{s_j/\tau}} \text{ if } s_k > s_b, \text{ else } 0
 
@@ -304,7 +304,7 @@ def find_boxes(
 
 
 def sweep_boxes(saliency, encoding: Encoding, thresholds, min_area: float = 0.001) -> list[list[tuple]]:
-    """Cut boxes at several CAM thresholds, upsampling the map only once: a list for each, as `find_boxes`.
+    """Cut boxes at several CAM thresholds, upsampling the map only once: a list of boxes for each.
 
     Args:
         saliency, encoding, min_area: see `find_boxes`.
@@ -331,7 +331,7 @@ def localize(
     threshold: float | None = None,
     **options,
 ) -> Localization:
-    """Find in an image what a prompt names.
+    """Find where an image shows what a prompt names.
 
     Args:
         model: from `load_model`.
@@ -451,7 +451,7 @@ def find_labels(
     temperature: float | None = None,
     threshold: float | None = None,
 ) -> list[LabelledBox]:
-    """Find the boxes of several classes in an encoded image, refined or plain, as a `Labeller` does.
+    """Find the boxes of several classes in an encoded image, refined or plain.
 
     Args:
         model: the model that made the encoding.
@@ -510,7 +510,7 @@ def evaluate(
     progress=lambda count, measured=True: None,
     **options,
 ):
-    """Measure a model on a data set: a pandas DataFrame of records, one row for each photo, see `measure`.
+    """Measure a model on a data set: a pandas DataFrame of records, one row for each photo.
 
     Args:
         model: from `load_model`.
@@ -556,7 +556,7 @@ def evaluate(
 
 
 def measure_shard(model: Model, context: EvaluationContext, shard, images) -> list[dict]:
-    """Measure the photos of a shard in shared batches, and return a record for each, see `measure`.
+    """Measure the photos of a shard, a part of a data set, in shared batches: a record for each photo.
 
     Args:
         model: from `load_model`.
@@ -609,7 +609,7 @@ def measure(
     encoding: Encoding,
     context: EvaluationContext,
 ) -> dict:
-    """Measure one photo, and return its record: a dict, see "The keys of a record" in the API reference.
+    """Measure one photo, and return its record: a dict of boxes, scores and IoUs.
 
     Args:
         model: from `load_model`.

@@ -16,7 +16,7 @@ PRESENT = 0.05  # the largest p_absent at which a refined answer says that the o
 
 
 class Scale(NamedTuple):
-    """An image read at one size, on a grid of its own, see `read_scales`.
+    """The maps and cells of an image read at one size, on a grid of their own.
 
     Attributes:
         maps: A (C, h, w), the maps of the encoding's layer.
@@ -30,7 +30,7 @@ class Scale(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoding:
-    """All that is slow to compute of an image and depends on no prompt: its maps, and their embeddings.
+    """What a model computes of an image before any prompt: its maps, and the embeddings of the masked images.
 
     All tensors are on the CPU.  They are float32, except for the integer ``indices``.
 

@@ -34,7 +34,7 @@ def varies(maps: torch.Tensor) -> torch.Tensor:
 
 
 def heat_map(saliency: torch.Tensor, size: int) -> torch.Tensor:
-    """Upsample a saliency map to (size, size) and scale it to [0, 1], as `make_masks` does.
+    """Upsample a saliency map to (size, size) and scale it to [0, 1].
 
     Args:
         saliency: (h, w).

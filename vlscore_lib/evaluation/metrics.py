@@ -142,7 +142,7 @@ def two_sided(differences) -> float:
 
 
 def rounded(value):
-    """Round a figure to six decimals, as runs and tables store it.
+    """Round a number to six decimals, as runs and tables store it.
 
     Args:
         value: a number.

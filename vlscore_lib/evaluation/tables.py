@@ -88,7 +88,7 @@ def summary_table(summary: dict) -> str:
 
 
 def tabulate_figures(rows: list[dict], columns: dict[str, str], decimals: int = 1):
-    """Format figures of stored rows as a table: a pandas DataFrame of text, shares in percent.
+    """Format numbers of stored rows as a table: a pandas DataFrame of text, shares in percent.
 
     Args:
         rows: nested dicts, as in the files of ``data/``.

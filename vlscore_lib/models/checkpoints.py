@@ -78,7 +78,7 @@ def load_checkpoint(path, activation: str | None = None) -> torch.nn.Module:
 def build_clip(
     state: dict[str, torch.Tensor], config: ClipConfig | None = None, activation: str | None = None
 ) -> torch.nn.Module:
-    """Build OpenAI's CLIP in the sizes of a state dict, in float32.
+    """Build a CLIP of OpenAI's architecture, with the sizes that a state dict has, in float32.
 
     Args:
         state: a dict from name to tensor, in OpenAI's layout.

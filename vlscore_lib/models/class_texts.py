@@ -26,7 +26,7 @@ def class_embedding(model: Model, names: list[str], templates=(TEMPLATE,)) -> to
 
 
 def class_embeddings(model: Model, classes, templates=(TEMPLATE,)) -> torch.Tensor:
-    """Embed many classes in batches, see `class_embedding`: (N, D), unit, on the CPU.
+    """Embed many classes in batches: (N, D), unit, on the CPU.
 
     If there are 200 prompts or more, the result is kept in the folder ``VLSCORE_CACHE``, by default
     ``~/.cache/vlscore``.
