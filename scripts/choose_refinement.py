@@ -355,11 +355,8 @@ def summarize(name: str, run: Run, runs: dict[str, Run], constant: np.ndarray) -
 
 def constant_hits(asks: list[study_sets.Ask]) -> np.ndarray:
     """Whether constant boxes, those that are best on the same images, hit each of them: (n,)."""
-    hits = [
-        [vlscore.box_iou(study_sets.constant_boxes(share, ask), ask.boxes) > 0.5 for share in vlscore.SHARES]
-        for ask in asks
-    ]
-    return np.array(hits)[:, np.mean(hits, axis=0).argmax()]
+    hits = [study_sets.constant_hits(asks, share) for share in vlscore.SHARES]
+    return max(hits, key=np.mean)
 
 
 def study(root: str) -> None:

@@ -52,15 +52,9 @@ def is_near_the_middle(ask: study_sets.Ask) -> bool:
     return float(np.hypot((x0 + x1) / 2 / width - 0.5, (y0 + y1) / 2 / height - 0.5)) < NEAR
 
 
-def constant_hits(asks: list[study_sets.Ask], side: float) -> np.ndarray:
-    """Whether constant boxes with a share of the image's sides hit each image: (n,)."""
-    found = [vlscore.box_iou(study_sets.constant_boxes(side, ask), ask.boxes) > 0.5 for ask in asks]
-    return np.array(found)
-
-
 def find_best(asks: list[study_sets.Ask]) -> dict:
     """The side of the constant boxes that are best on these images, and what they hit."""
-    hits = {side: constant_hits(asks, side) for side in vlscore.SHARES}
+    hits = {side: study_sets.constant_hits(asks, side) for side in vlscore.SHARES}
     side = max(hits, key=lambda each: hits[each].mean())
     return {"side": side, "gt_known": vlscore.share_with_interval(hits[side])}
 
@@ -80,7 +74,7 @@ def describe(asks: list[study_sets.Ask]) -> dict:
 
 def divide(asks: list[study_sets.Ask]) -> list[dict]:
     """The hits of the published constant box, by the share that the largest object covers."""
-    shares, hits = np.array([cover(ask) for ask in asks]), constant_hits(asks, SIDE)
+    shares, hits = np.array([cover(ask) for ask in asks]), study_sets.constant_hits(asks, SIDE)
     found = []
     for low, high in pairwise(EDGES):
         here = (low <= shares) & ((shares < high) | (high == 1))
@@ -90,10 +84,10 @@ def divide(asks: list[study_sets.Ask]) -> list[dict]:
 
 def compare_with_all(asks: list[study_sets.Ask]) -> dict:
     """What is known of all 50,000 photos too: hits of two constant boxes, photos with one box."""
-    hits, alone = constant_hits(asks, SIDE), np.array([len(ask.boxes) == 1 for ask in asks])
+    hits, alone = study_sets.constant_hits(asks, SIDE), np.array([len(ask.boxes) == 1 for ask in asks])
     return {
         "constant": vlscore.share_with_interval(hits),
-        "whole": vlscore.share_with_interval(constant_hits(asks, 1.0)),
+        "whole": vlscore.share_with_interval(study_sets.constant_hits(asks, 1.0)),
         "one_object": vlscore.share_with_interval(alone),
         "constant, one object": vlscore.share_with_interval(hits[alone]),
         "constant, several": vlscore.share_with_interval(hits[~alone]),

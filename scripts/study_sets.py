@@ -116,6 +116,11 @@ def constant_boxes(share: float, ask: Ask) -> list:
     return [(x0, y0, x1, y1), (x0 + half, y0, x1 + half, y1)]
 
 
+def constant_hits(asks: list[Ask], share: float) -> np.ndarray:
+    """Whether `constant_boxes` of a share of the photo's sides hit each image: (n,) of bool."""
+    return np.array([vlscore.box_iou(constant_boxes(share, ask), ask.boxes) > 0.5 for ask in asks])
+
+
 def make_pairs(asks: list[Ask], folder: Path) -> list[Ask]:
     """Two photos of other classes side by side, within a fold, and a prompt for each of them."""
     random, found = np.random.default_rng(0), []
