@@ -1,5 +1,6 @@
 """What the test files share: the offline model, two tiny CLIPs with random weights, and a photo."""
 
+import math
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,7 +61,9 @@ def checkpoints(tmp_path_factory):
     for name, size in sizes.items():
         torch.manual_seed(0)
         paths[name] = folder / f"{name}.pt"
-        torch.save(randomise(CLIP(64, *size, *TEXT)).state_dict(), paths[name])
+        clip = randomise(CLIP(64, *size, *TEXT))
+        clip.logit_scale.data.fill_(math.log(100))  # as in OpenAI's weights
+        torch.save(clip.state_dict(), paths[name])
     return paths
 
 

@@ -1,5 +1,6 @@
 """Checkpoints are loaded without running what is in them."""
 
+import math
 import os
 import pickle
 import zipfile
@@ -40,6 +41,14 @@ def test_fp16_weights_are_computed_with_in_float32(checkpoints, tmp_path):
     loaded = model.clip.state_dict()
     assert all(torch.equal(loaded[name], weight.float()) for name, weight in halves.items())
     assert all(weight.dtype == torch.float32 for weight in loaded.values())
+
+
+def test_the_temperature_is_one_over_the_scale_in_the_file(checkpoints, tmp_path):
+    weights = torch.load(checkpoints["vit"])
+    weights["logit_scale"].fill_(math.log(50))
+    torch.save(weights, tmp_path / "vit.pt")
+    assert vlscore.load_model(str(checkpoints["vit"])).temperature == pytest.approx(0.01)
+    assert vlscore.load_model(str(tmp_path / "vit.pt")).temperature == pytest.approx(0.02)
 
 
 def test_a_loaded_model_tells_what_it_is(rn, vit, checkpoints):

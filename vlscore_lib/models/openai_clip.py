@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from vlscore_lib.errors import VLScoreError
 from vlscore_lib.models.base import Model, Preprocessing, check_components, unit
-from vlscore_lib.models.facts import CLIP_DEFAULTS, OFFLINE_MODEL, Defaults, clip_file
+from vlscore_lib.models.facts import OFFLINE_MODEL, Defaults, clip_file, usual_defaults
 from vlscore_lib.models.vit import patch_maps, read_attention
 
 CLIP_MEAN = (0.48145466 * 255, 0.4578275 * 255, 0.40821073 * 255)
@@ -40,7 +40,7 @@ class ClipModel(Model):
         name: the model's name.
         clip_model: OpenAI's module, see `build_clip` and `load_checkpoint`.
         device: the PyTorch device for the weights.
-        defaults: τ, α and prominence, see `Model`; None means those of OpenAI's CLIPs.
+        defaults: τ, α and prominence, see `Model`; None means τ = 1 over the logit scale, and CLIP's α.
         other_words: names of things that the model knows, see `Model`.
         mean: mean colour, for each channel in the units of 8-bit pixels.
         std: standard deviation, for each channel in the units of 8-bit pixels.
@@ -68,7 +68,8 @@ class ClipModel(Model):
         else:
             self.family, self.fine_layer = "cnn", "layer2"
         preprocessing = Preprocessing(visual.input_resolution, mean, std)
-        super().__init__(name, visual, device, preprocessing, defaults or CLIP_DEFAULTS[self.family])
+        own = usual_defaults(self.family, self.logit_scale)
+        super().__init__(name, visual, device, preprocessing, defaults or own)
 
     @property
     def logit_scale(self) -> float:
