@@ -280,7 +280,8 @@ def run_models(options) -> None:
     print(f"{'model':15} {'here':5} {'τ':>5} {'α':>5} {'refined':>7} {'size':>9}  what it is")
     for each in list_models("own"):
         here, size = format_place(each).split(maxsplit=1)
-        print("{:15} {:5} {:5} {:5} {:7} {:>9}  {}".format(each.name, here, *each.defaults, size, each.note))
+        chosen = each.defaults.temperature, each.defaults.threshold, each.defaults.refined_threshold
+        print("{:15} {:5} {:5} {:5} {:7} {:>9}  {}".format(each.name, here, *chosen, size, each.note))
     for family, state, note in describe_libraries():
         print(f"{family:15} {note}; {state}; `vlscore models {family}` lists them")
     print("PATH            a checkpoint in OpenAI's or Hugging Face's layout; PATH:gelu if trained with GELU")

@@ -141,7 +141,8 @@ def test_models_lists_every_model_with_its_defaults(run):
         is_vit = name.startswith("ViT")
         expected[name] = facts.CLIP_DEFAULTS["vit" if is_vit else "cnn"]
     assert (code, err, found) == (0, "", {name: defaults[:3] for name, defaults in expected.items()})
-    assert rows[0][2:5] == ["τ", "α", "refined"]
+    assert rows[0][2:6] == ["τ", "α", "refined", "size"]
+    assert all(row[6] == "MB" and len(row) > 7 for row in rows[1:-3])  # the size, and what the model is
     assert [row[0] for row in rows[-3:]] == ["open_clip", "hf", "PATH"]
 
 
