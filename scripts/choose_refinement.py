@@ -37,6 +37,7 @@ class Variant(NamedTuple):
     Attributes:
         powers: of the evidence of masks, similarity and means in the seed, see `weigh_evidence`.
         agreement: see `weigh_evidence`.
+        checked_by: the evidence that the similarity map has to agree with: masks or means.
         sizes: of the copies that the seed comes from, in S.
         fine: of the copy whose fine layer tells the object from the background, in S.
         how: see `sharpen`.
@@ -45,6 +46,7 @@ class Variant(NamedTuple):
 
     powers: tuple[float, float, float] = (3, 2, 1)
     agreement: float = 4
+    checked_by: str = "masks"
     sizes: tuple[float, ...] = (1, 3)
     fine: float = 3
     how: vlscore.Sharpening = vlscore.Sharpening()
@@ -55,16 +57,24 @@ def sharpening(**changes) -> Variant:
     return Variant(how=vlscore.Sharpening()._replace(**changes))
 
 
-def without_masks(similarity: float, means: float) -> Variant:
-    return Variant((0, similarity, means), agreement=0)
+def without_masks(similarity: float, means: float, agreement: float = 0) -> Variant:
+    return Variant((0, similarity, means), agreement, checked_by="means")
 
 
 CHOSEN = "chosen: masks³·similarity²·means by agreement, 1 and 3 S, twice"
 FORMER = "former: masks·similarity, 1 and 2.5 S, once"
 ONE_PASS, TEXTLESS = "similarity·means, no masked pass", "means, no masked pass and no text"
+CHECKED = "similarity²·means by agreement with the means, no masked pass"
 FORMER_SIDE = 2.5  # of its copy, in S
 VARIANTS = {
-    FORMER: Variant((1, 1, 0), 0, (1, FORMER_SIDE), FORMER_SIDE, vlscore.Sharpening(1, 2, 1), prominence=0.2),
+    FORMER: Variant(
+        (1, 1, 0),
+        agreement=0,
+        sizes=(1, FORMER_SIDE),
+        fine=FORMER_SIDE,
+        how=vlscore.Sharpening(1, 2, 1),
+        prominence=0.2,
+    ),
     CHOSEN: Variant(),
     "similarity trusted always": Variant(agreement=0),
     "agreement 8": Variant(agreement=8),
@@ -73,6 +83,8 @@ VARIANTS = {
     "masks": Variant((1, 0, 0)),
     "similarity, no masked pass": without_masks(1, 0),
     ONE_PASS: without_masks(1, 1),
+    "similarity·means by agreement with the means, no masked pass": without_masks(1, 1, agreement=4),
+    CHECKED: without_masks(2, 1, agreement=4),
     TEXTLESS: without_masks(0, 1),
     "1 S": Variant(sizes=(1,)),
     "3 S": Variant(sizes=(3,)),
@@ -97,6 +109,7 @@ RUNS = {
     "project": CHOSEN,
     "former": FORMER,
     "one_pass": ONE_PASS,
+    "checked": CHECKED,
     "textless": TEXTLESS,
     "plain": PLAIN,
     "mean": MEAN,
@@ -120,9 +133,10 @@ def find_seed(copies: Copies, w, text, variant: Variant) -> torch.Tensor:
     """The seed of a variant: (h, w) in [0, 1]."""
     scales, features = [copies[size].scale for size in variant.sizes], copies[variant.fine].features
     evidence = vlscore.gather_evidence(scales, w, text, features.shape[1:])
-    return vlscore.combine_evidence(
-        evidence, vlscore.weigh_evidence(evidence, variant.powers, variant.agreement)
-    )
+    powers = variant.powers
+    if variant.checked_by == "means":  # `weigh_evidence` compares the similarity map with what stands first
+        evidence, powers = evidence.flip(0), powers[::-1]
+    return vlscore.combine_evidence(evidence, vlscore.weigh_evidence(evidence, powers, variant.agreement))
 
 
 def refine(encoding: vlscore.Encoding, copies: Copies, text, variant: Variant) -> torch.Tensor:
@@ -359,16 +373,48 @@ def constant_hits(asks: list[study_sets.Ask]) -> np.ndarray:
     return max(hits, key=np.mean)
 
 
+def describe_hard_case(found: dict[str, Rows], chosen: dict[str, float], constant: np.ndarray) -> list[dict]:
+    """A row for each method of `RUNS` on pairs asked for by unknown words, which chose nothing.
+
+    Args:
+        found: method -> its rows on these n prompts.
+        chosen: method -> the CAM threshold that the photos of all other sets chose.
+        constant: (n,), whether constant boxes hit.
+    """
+    rows, ours = [], None
+    for method in (CHOSEN, *(each for each in RUNS.values() if each not in (None, CHOSEN))):
+        hits = found[method].iou[:, THRESHOLDS.index(chosen[method])] > 0.5
+        side = found[method].on_side
+        ours = ours or (hits, side)
+        row = {"method": method, "threshold": chosen[method], "gt_known": vlscore.share_with_interval(hits)}
+        row["on_side"] = vlscore.share_with_interval(side)
+        row["chosen_above"] = vlscore.paired_difference(ours[0], hits)
+        row["chosen_above_on_side"] = vlscore.paired_difference(ours[1], side)
+        row["above_constant"] = vlscore.paired_difference(hits, constant)
+        rows.append(row)
+    return rows
+
+
+def measure_hard_case(pairs: list[study_sets.Ask], variants: list[dict]) -> list[dict]:
+    """Measure `describe_hard_case` on pairs of photos, at the thresholds of rows by `describe`."""
+    asks = [replace(ask, unknown=True) for ask in pairs]
+    records = study_sets.measure_all(partial(measure, MODEL), asks, "pairs, unknown words")
+    chosen = {row["variant"]: row["threshold"] for row in variants}
+    return describe_hard_case(gather(asks, records), chosen, constant_hits(asks))
+
+
 def study(root: str) -> None:
     """Measure all variants on the tuning sets, and choose one."""
     sets = study_sets.tuning_asks(root)
     found = measure_sets(measure, sets)
+    variants = compare_with(CHOSEN, found)
     constant = {name: constant_hits(sorted(asks, key=lambda ask: ask.fold)) for name, asks in sets.items()}
     result = {
         "images": {name: len(asks) for name, asks in sets.items()},
-        "variants": [describe(variant, each) for variant, each in found.items()],
+        "variants": variants,
         "best": choose(found, lambda folds: folds >= 0),
         "folds": summarize_folds(found, constant),
+        "hard_case": measure_hard_case(sets["pairs"], variants),
     }
     vlscore.write_whole(OUT, (json.dumps(result, indent=1) + "\n").encode())
 

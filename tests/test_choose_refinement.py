@@ -68,6 +68,18 @@ def test_baselines_are_not_chosen():
     assert choice.choose(found, lambda folds: folds >= 0) == "variant"
 
 
+def test_the_hard_case_is_read_at_the_thresholds_of_the_other_sets():
+    methods = [each for each in choice.RUNS.values() if each]
+    found = {method: rows(hitting((slice(20 if method == choice.CHOSEN else 10), 5))) for method in methods}
+    chosen = dict.fromkeys(methods, choice.THRESHOLDS[5]) | {choice.MEAN: choice.THRESHOLDS[0]}
+    first, *others = choice.describe_hard_case(found, chosen, np.arange(20) < 5)
+    assert (first["method"], first["gt_known"]["value"]) == (choice.CHOSEN, 1.0)
+    assert first["above_constant"]["value"] == pytest.approx(0.75)
+    gains = {row["method"]: row["chosen_above"]["value"] for row in others}
+    assert gains == dict.fromkeys(methods[1:], 0.5) | {choice.MEAN: 1.0}
+    assert {row["chosen_above_on_side"]["value"] for row in others} == {0.0}
+
+
 def test_the_project_s_variant_is_the_module_s_refinement(drawn, monkeypatch):
     name, ask = "scenes-rn", study_sets.read_asks(drawn)[0]
     model = vlscore.load_model(name, "cpu")
@@ -100,8 +112,23 @@ def test_a_seed_of_one_piece_of_evidence_is_that_evidence(drawn):
         torch.testing.assert_close(seed, vlscore.min_max(evidence[n]))
 
 
+def test_without_masks_the_means_may_check_the_similarity_map(lite0, chelsea):
+    """By the correlation of the two over all cells, here computed by NumPy."""
+    encoding = vlscore.encode(lite0, chelsea, keep=8, precision="float32", refined=True)
+    text, nothing = vlscore.class_embedding(lite0, ["tabby cat"]), torch.zeros(len(encoding.maps))
+    grid = encoding.features.shape[1:]
+    _, similarity, means = vlscore.gather_evidence(encoding.scales, nothing, text, grid).double().numpy()
+    power = 2 * np.corrcoef(similarity.ravel(), means.ravel())[0, 1].clip(0) ** 4
+    expected = (similarity**power * means) ** (1 / (1 + power))
+    expected = (expected - expected.min()) / (expected.max() - expected.min())
+    copies = choice.stored_copies(encoding)
+    found = choice.find_seed(copies, nothing, text, choice.VARIANTS[choice.CHECKED])
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+    assert 0.01 < power < 1.99  # neither ignored nor trusted fully
+
+
 def test_what_reads_no_mask_needs_none_to_be_kept(drawn, monkeypatch):
-    """And it is the one-pass refinement of the other study."""
+    """And it is the mask-free refinement of the other study."""
     model, ask = vlscore.load_model("scenes-rn", "cpu"), study_sets.read_asks(drawn)[0]
     encoding = vlscore.encode(model, ask.path, keep=8, precision="float32", refined=True)
     text = vlscore.class_embedding(model, ask.names)
@@ -121,6 +148,7 @@ def test_the_stored_table_is_of_the_variants_in_the_code():
     stored = json.loads(choice.OUT.read_text())
     assert [row["variant"] for row in stored["variants"]] == [choice.PLAIN, choice.MEAN, *choice.VARIANTS]
     assert [*stored["folds"]] == [*choice.RUNS]
+    assert {row["method"] for row in stored["hard_case"]} == {each for each in choice.RUNS.values() if each}
 
 
 def test_the_project_refines_photos_at_the_threshold_that_was_chosen():
