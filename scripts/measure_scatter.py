@@ -61,6 +61,7 @@ CONTROLS = {  # of the sign: which maps of a CNN's layer, which window
 FIGURES = ("area", "objects", "on one object", "on other objects", "on ground")  # of a window
 LOCALIZED = ("activation", "query")  # sources of the last block whose positive part localizes too
 LOCALIZED_SCENES = {"tune": 80, "test": 200}  # the first of the sets of `measure_scenes.py`
+CURVES = {"CNN, layer4": "rn", "ViT, block 3, activation": "vit"}  # the models' default maps
 
 
 def window_of_equal_area(masks: torch.Tensor, share: float) -> torch.Tensor:
@@ -187,6 +188,15 @@ def measure_boxes(maps: str, is_positive: bool, photo: vlscore.AnnotatedPhoto) -
     return np.array([[vlscore.box_iou(boxes, photo.boxes) for boxes in each] for each in found])
 
 
+def find_hits(kind: str, photo: vlscore.AnnotatedPhoto) -> np.ndarray:
+    """Whether a box is right in a scene at each CAM threshold, with a model's default maps and τ: (A,)."""
+    model, texts = measure_scenes.load(kind)
+    encoding = vlscore.encode(model, photo.path)
+    heat = vlscore.saliency(encoding, texts[photo.label], model.temperature)
+    found = vlscore.sweep_boxes(heat, encoding, measure_scenes.THRESHOLDS)
+    return np.array([vlscore.box_iou(boxes, photo.boxes) > 0.5 for boxes in found])
+
+
 def summarize(values: np.ndarray) -> dict[str, float]:
     """The mean of a figure (n,) over the scenes, with its bootstrapped 95 % interval."""
     return vlscore.paired_difference(values, np.zeros_like(values))
@@ -242,6 +252,7 @@ def main(argv: list[str] | None = None) -> int:
             scenes.write_scenes(folder, count, seed, (224, 224), objects)
         photos = vlscore.read_dataset(folder).photos
         others = photos[1:] + photos[:1]
+        scenes_of_curves = measure_scenes.draw_set(options.work, "test")
         sets = [measure_scenes.draw_set(options.work, name)[:n] for name, n in LOCALIZED_SCENES.items()]
         with ProcessPoolExecutor() as pool:
 
@@ -252,6 +263,10 @@ def main(argv: list[str] | None = None) -> int:
             for source in SOURCES:
                 every = over(partial(measure_scene, source), [*zip(photos, others)], source)
                 found[source] = {window: np.array([each[window] for each in every]) for window in every[0]}
+            curves = {
+                source: over(partial(find_hits, kind), scenes_of_curves, f"{source}, by threshold")
+                for source, kind in CURVES.items()
+            }
             boxes = {
                 (maps, part): [
                     over(partial(measure_boxes, maps, part), each, f"{maps}, {part}") for each in sets
@@ -271,18 +286,30 @@ def main(argv: list[str] | None = None) -> int:
         "scenes": count,
         "scatter": [describe(source, rows, twin) for source, rows in found.items()],
         "leads": compare_layers(found),
-        "localization": [
-            {
-                "maps": maps,
-                "as they are": vlscore.share_with_interval(hits[maps, False]),
-                "positive part": vlscore.share_with_interval(hits[maps, True]),
-                "difference": vlscore.paired_difference(hits[maps, True], hits[maps, False]),
-            }
-            for maps in LOCALIZED
-        ],
+        "thresholds": describe_curves(curves),
+        "localization": [compare_parts(maps, hits[maps, False], hits[maps, True]) for maps in LOCALIZED],
     }
     vlscore.write_whole(OUT, (json.dumps(result, indent=1) + "\n").encode())
     return 0
+
+
+def describe_curves(curves: dict[str, list[np.ndarray]]) -> list[dict]:
+    """A row for each source and CAM threshold, from the hits (A,) of each scene."""
+    return [
+        {"source": source, "threshold": alpha, "gt_known": vlscore.share_with_interval(hits)}
+        for source, curve in curves.items()
+        for alpha, hits in zip(measure_scenes.THRESHOLDS, np.transpose(curve))
+    ]
+
+
+def compare_parts(maps: str, whole: np.ndarray, positive: np.ndarray) -> dict:
+    """A row: the hits (n,) with a source's maps as they are, and with their positive part."""
+    return {
+        "maps": maps,
+        "as they are": vlscore.share_with_interval(whole),
+        "positive part": vlscore.share_with_interval(positive),
+        "difference": vlscore.paired_difference(positive, whole),
+    }
 
 
 def choose_and_measure(tuned, tested) -> np.ndarray:

@@ -164,3 +164,22 @@ def test_the_chapter_has_the_stored_windows():
             for where in ("one object", "other objects", "ground")
         ]
         assert cells == [shares[0], points(strong), *shares[1:], points(every)]
+
+
+def test_hits_by_threshold_are_those_of_the_model_s_own_boxes(drawn):
+    model, texts = study.measure_scenes.load("rn")
+    for photo in vlscore.read_dataset(drawn).photos[:2]:
+        encoding = vlscore.encode(model, photo.path)
+        heat = vlscore.saliency(encoding, texts[photo.label], model.temperature)
+        found = study.find_hits("rn", photo)
+        for alpha, hit in zip(study.measure_scenes.THRESHOLDS, found, strict=True):
+            boxes = vlscore.find_boxes(heat, encoding, alpha)
+            assert hit == (vlscore.box_iou(boxes, photo.boxes) > 0.5)
+
+
+def test_the_stored_curve_has_the_hits_of_the_table_at_the_model_s_threshold():
+    """257 of 500 scenes: `scripts/measure_scenes.py` found them, at the same τ and α."""
+    stored = json.loads(study.OUT.read_text())["thresholds"]
+    curve = {row["threshold"]: row for row in stored if row["source"] == "ViT, block 3, activation"}
+    assert curve[0.2]["gt_known"]["value"] * 500 == pytest.approx(257)
+    assert [*curve] == [*study.measure_scenes.THRESHOLDS]
