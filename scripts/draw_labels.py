@@ -30,7 +30,6 @@ SHOWN = (
     "astronaut",
 )
 RIGHT, WRONG = "#1b7f3b", "#c2185b"  # colours of boxes
-SPECK = 1 / 100  # of the photo: a smaller box has no room for a name
 
 
 class Judged(NamedTuple):
@@ -109,6 +108,29 @@ def count(found: list[Judged], sizes: list) -> dict:
     }
 
 
+def outline(panel, boxes: list, colour: str, style: str, width: float) -> None:
+    """Draw boxes with a dark edge, so that they show on bright ground too."""
+    from matplotlib.patheffects import withStroke
+
+    edge = [withStroke(linewidth=width + 2, foreground="black")]
+    vlscore.show_boxes(panel, boxes, colour, linestyle=style, linewidth=width, path_effects=edge)
+
+
+def find_named(boxes: list) -> list:
+    """The box of each class that has the highest score: the only one whose name is drawn."""
+    best = {box.label: box for box in sorted(boxes, key=lambda box: box.score)}
+    return list(best.values())
+
+
+def write_name(panel, box, colour: str, middle: float) -> None:
+    """Write the name into an upper corner of the box: the left one, unless it is in the right half."""
+    x0, y0, x1, _ = box.box
+    x, side, inwards = (x0, "left", 3) if x0 < middle else (x1, "right", -3)
+    look = {"color": "white", "bbox": {"facecolor": colour, "edgecolor": "none", "pad": 2}}
+    at = {"xytext": (inwards, -3), "textcoords": "offset points", "va": "top", "ha": side}
+    panel.annotate(box.label, (x, y0), **at, **look)
+
+
 def draw(photos: dict, judged: dict[str, Judged]):
     """A matplotlib Figure of `SHOWN`: right boxes, wrong ones, and the true ones."""
     from matplotlib.figure import Figure
@@ -118,14 +140,14 @@ def draw(photos: dict, judged: dict[str, Judged]):
         photo, each = photos[name], judged[name]
         vlscore.show_heat(panel, photo.path, None)
         panel.set_axis_off()
-        vlscore.show_boxes(panel, [box for _, box in each.truth], "white", linestyle="--", linewidth=1.5)
-        for box, object in zip(each.boxes, each.taken):
-            colour, style = (WRONG, "--") if object is None else (RIGHT, "-")
-            vlscore.show_boxes(panel, [box.box], colour, linestyle=style, linewidth=3)
-            x0, y0, x1, y1 = box.box
-            if (x1 - x0) * (y1 - y0) > SPECK * photo.size[0] * photo.size[1]:
-                plate = {"facecolor": colour, "edgecolor": "none", "pad": 2}
-                panel.text(x0, y0, box.label, color="white", va="top", bbox=plate, clip_on=True)
+        outline(panel, [box for _, box in each.truth], "white", "--", 1.5)
+        colours = [WRONG if object is None else RIGHT for object in each.taken]
+        for box, colour in zip(each.boxes, colours):
+            outline(panel, [box.box], colour, "--" if colour == WRONG else "-", 3)
+        named = find_named(each.boxes)
+        for box, colour in zip(each.boxes, colours):
+            if box in named:
+                write_name(panel, box, colour, photo.size[0] / 2)
     return figure
 
 

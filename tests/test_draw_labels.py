@@ -37,6 +37,11 @@ def test_a_constant_box_stands_once_for_each_class_that_was_found():
     assert constant.right == 0
 
 
+def test_the_best_box_of_each_class_is_named():
+    boxes = [box("cat", 0.9, 0, 0, 10, 9), box("cat", 0.5, 0, 0, 5, 5), box("dog", 0.2, 0, 0, 1, 1)]
+    assert labels.find_named(boxes) == [boxes[2], boxes[0]]
+
+
 def test_photos_are_counted_by_hand():
     found = [
         labels.judge([box("cat", 1.0, 0, 0, 10, 10), box("cup", 1.0, 0, 0, 9, 9)], TRUTH),
