@@ -203,7 +203,7 @@ def test_the_chapter_repeats_the_differences_of_eight_and_128_passes():
             (row,) = [row for row in found["rows"] if (row["method"], row["passes"]) == (passes.REFINED, 8)]
             value, *ends = (100 * row["over_most_passes"][key] for key in ("value", "low", "high"))
             assert ends[0] >= -7.05  # as the chapter says
-            shown = f"{value:+.1f} ({ends[0]:+.1f} to {ends[1]:+.1f}) |".replace("-", "−")
+            shown = f"<td>{value:+.1f} ({ends[0]:+.1f} to {ends[1]:+.1f})</td>".replace("-", "−")
             assert shown in chapter
     (refined,) = [
         row
@@ -264,7 +264,7 @@ def at(threshold: float, hits) -> list[dict]:
 
 
 def test_own_thresholds_and_the_best_constant_box_by_hand():
-    """Refined hits 3 of 4, plain and one-pass refinement two others, and the best box those in the middle."""
+    """Refined hits 3 of 4, plain and mask-free refinement two others, and the best box those in between."""
     lite0 = study_sets.load("lite0-minilm")
     one_pass = passes.find_own_threshold("lite0-minilm", passes.REFINED, 0)
     columns = {

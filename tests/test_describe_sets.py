@@ -80,7 +80,7 @@ def test_the_results_pages_have_the_stored_numbers():
             assert f"::{name} {run}:s`" in text
     unknown = {run: 100 * each["sets"]["unknown"]["gt_known"]["value"] for run, each in folds.items()}
     ours, one_pass = (f"{unknown[run]:.1f} %" for run in ("project", "one_pass"))
-    assert f"refined boxes are right in {ours}, one-pass refinement in {one_pass}" in text
+    assert f"refined boxes are right in {ours}, mask-free refinement in {one_pass}" in text
 
 
 def read_kept(chapter: str) -> dict[str, str]:
