@@ -10,7 +10,7 @@ from diagrams import label, tag
 DATA = Path(__file__).parents[1] / "data"
 LEFT, RIGHT = 350, 925  # of the axis, from 0 to 100 %
 TOP, STEP = 128, 64  # of the rows
-RACCOONS = "Photos of raccoons, held out"
+RACCOONS = "Photos of raccoons, not tuned on"
 PAIRS = "Pairs of photos"
 PHOTOS = {"imagenet": "Photos of ImageNet", "kangaroo": "Photos of kangaroos", "pairs": PAIRS}
 SCENES = "Drawn scenes, {}"
@@ -42,7 +42,7 @@ def read_results() -> dict[str, dict[str, dict]]:
     """The name of each set of images -> the GT-known localization of each of `METHODS`, a share.
 
     Other images chose all thresholds but those of plain VL-Score on the scenes, which are the best there.
-    One-pass refinement was not measured on the scenes.
+    Mask-free refinement was not measured on the scenes.
     """
     rows = read("passes")["lite0-minilm"]["raccoon"]["rows"]
     at = {(row["method"], row["passes"]): row for row in rows}
@@ -94,7 +94,7 @@ def draw_set(name: str, figures: dict[str, dict], y: float) -> list[str]:
 
 
 def draw_legend() -> list[str]:
-    parts = [label(LEFT - 24, 71, "one-pass refinement, no masks:", "note", anchor="end")]
+    parts = [label(LEFT - 24, 71, "mask-free refinement, no masks:", "note", anchor="end")]
     places = {"constant": (LEFT + 8, 30), "plain": (LEFT + 208, 30), "refined": (LEFT + 388, 30)}
     places |= {"textless": (LEFT + 8, 66), "one pass": (LEFT + 208, 66)}
     for method, (x, y) in places.items():

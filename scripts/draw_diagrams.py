@@ -79,10 +79,10 @@ DRAWINGS = (  # function, title, description
     ),
     (
         overview,
-        "The constant box, plain, one-pass and refined VL-Score on seven sets of images",
+        "The constant box, plain, mask-free and refined VL-Score on seven sets of images",
         "GT-known localization, with 95 % intervals for plain and refined. Refined VL-Score is above plain "
         "on each set. The constant box is close to plain VL-Score on photos of raccoons and of ImageNet, "
-        "above it on pairs of photos, and below it elsewhere. On photos, one-pass refinement with the text "
+        "above it on pairs of photos, and below it elsewhere. On photos, mask-free refinement with the text "
         "is close to refined; without the text it is lower on pairs, and a little lower on the others.",
     ),
     (
