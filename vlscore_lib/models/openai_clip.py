@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from vlscore_lib.errors import VLScoreError
 from vlscore_lib.models.base import Model, Preprocessing, check_components, unit
-from vlscore_lib.models.facts import OFFLINE_MODEL, Defaults, clip_file, usual_defaults
+from vlscore_lib.models.facts import CLIP_DEFAULTS, OFFLINE_MODEL, Defaults, clip_file, usual_defaults
 from vlscore_lib.models.vit import patch_maps, read_attention
 
 CLIP_MEAN = (0.48145466 * 255, 0.4578275 * 255, 0.40821073 * 255)
@@ -68,8 +68,11 @@ class ClipModel(Model):
         else:
             self.family, self.fine_layer = "cnn", "layer2"
         preprocessing = Preprocessing(visual.input_resolution, mean, std)
-        own = usual_defaults(self.family, self.logit_scale)
-        super().__init__(name, visual, device, preprocessing, defaults or own)
+        if defaults is None:  # on the meta device, the scale has no value
+            has_scale = not self.clip.logit_scale.is_meta
+            usual = CLIP_DEFAULTS[self.family]
+            defaults = usual_defaults(self.family, self.logit_scale) if has_scale else usual
+        super().__init__(name, visual, device, preprocessing, defaults)
 
     @property
     def logit_scale(self) -> float:
