@@ -374,11 +374,13 @@ def constant_hits(asks: list[study_sets.Ask]) -> np.ndarray:
 
 
 def describe_hard_case(found: dict[str, Rows], chosen: dict[str, float], constant: np.ndarray) -> list[dict]:
-    """A row for each method of `RUNS` on pairs asked for by unknown words, which chose nothing.
+    """A row for each method of `RUNS` on pairs asked for by unknown words.
+
+    These prompts chose nothing, but the same pairs with known words are among the sets that chose.
 
     Args:
         found: method -> its rows on these n prompts.
-        chosen: method -> the CAM threshold that the photos of all other sets chose.
+        chosen: method -> the CAM threshold that all sets of photos chose.
         constant: (n,), whether constant boxes hit.
     """
     rows, ours = [], None
