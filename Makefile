@@ -17,7 +17,7 @@ JOBS ?= 2
 ADDRESS ?= 127.0.0.1
 PORT ?= 8501
 
-MODULES := vlscore vlscore_cli vlscore_label vlscore_localize vlscore_lib
+MODULES := vlscore vlscore_cli vlscore_crops vlscore_label vlscore_localize vlscore_lib
 OURS := lite0-minilm,scenes-rn,scenes-vit
 # What runs beside the notebooks; the last one is among it so that both halves of `make test` take equally long.
 PAGES := tests/test_book.py tests/test_api.py tests/test_app.py tests/test_app_browser.py tests/labelling

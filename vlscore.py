@@ -48,11 +48,11 @@ from vlscore_lib.images import fit_region, load_image, read_content
 from vlscore_lib.labelling.labels import LabelledBox, LabelledPhoto, check_classes
 from vlscore_lib.masks import embed_masked, heat_map
 from vlscore_lib.models.base import Model, unit
-from vlscore_lib.models.class_texts import class_embedding, class_embeddings
-from vlscore_lib.models.fast_encoder import cached_by_model, choose_batch_size, choose_precision, fast_encoder
+from vlscore_lib.models.class_texts import class_embedding, class_embeddings, embed_other_words
+from vlscore_lib.models.fast_encoder import choose_batch_size, choose_precision, fast_encoder
 from vlscore_lib.models.registry import absolute_name, load_model
 from vlscore_lib.options import EncodingOptions
-from vlscore_lib.prompts import TEMPLATE, everyday_things, prompt_templates
+from vlscore_lib.prompts import TEMPLATE, prompt_templates
 from vlscore_lib.refinement import (
     Sharpening,
     diffuse,
@@ -158,6 +158,13 @@ def scores(encoding: Encoding, text_embedding: torch.Tensor) -> tuple[torch.Tens
     return every[:-1], every[-1]
 
 
+def best_score(encoding: Encoding, text_embedding: torch.Tensor) -> tuple[float, float]:
+    """Return the highest score of a map, or of the whole image if there are no masks, and the base score."""
+    s, base = scores(encoding, text_embedding)
+    best = s.max() if encoding.has_masks else encoding.image_embedding @ unit(text_embedding.cpu())
+    return best.item(), base.item()
+
+
 def weights(encoding: Encoding, text_embedding: torch.Tensor, temperature: float = 1.0):
     r"""Compute the weight of each map, by how well its masked image fits a text.
 
@@ -195,11 +202,9 @@ def saliency(encoding: Encoding, text_embedding: torch.Tensor, temperature: floa
         (h, w), 0 or more; if refined, (S, S) in [0, 1], see `refine`.  None if no map beats the base score.
     """
     w = weights(encoding, text_embedding, temperature)
-    if w is None:
-        return None
-    if encoding.refined:
+    if encoding.refined and (w is not None or not encoding.has_masks):
         return refine(encoding, w, text_embedding)
-    return torch.einsum("k,khw->hw", w, encoding.maps).relu()
+    return None if w is None else torch.einsum("k,khw->hw", w, encoding.maps).relu()
 
 
 # ── Presence: does the image show it at all? ─────────────────────────────────────────────────────
@@ -208,9 +213,9 @@ def saliency(encoding: Encoding, text_embedding: torch.Tensor, temperature: floa
 def p_absent(encoding: Encoding, text_embedding: torch.Tensor, others: torch.Tensor) -> float:
     """Rank a text among others by how well they fit an image: p in (0, 1], small if the image shows it.
 
-    A text's fit is its highest score, of the maps that went through the encoder, plus its cosine with the
-    whole image.  If m of N other texts fit better, :math:`p = (1 + m) / (1 + N)` (Phipson and Smyth 2010).
-    For an absent thing, p ≤ 0.05 in at most 5 % of the images, on average over texts like the others.
+    A text's fit is its highest score, of the maps that went through the encoder, if any, plus its cosine with
+    the whole image.  If m of N other texts fit better, :math:`p = (1 + m) / (1 + N)` (Phipson and Smyth
+    2010).  For an absent thing, p ≤ 0.05 in at most 5 % of the images, on average over texts like the others.
 
     Args:
         encoding: the encoded image.
@@ -234,7 +239,9 @@ def judge_presence(encoding: Encoding | Rows, texts: torch.Tensor, others: torch
     """
     every = unit(torch.cat([texts, others]).cpu())  # (M + N, D)
     rows = encoding if isinstance(encoding, Rows) else Rows.of(encoding)
-    fits = (rows.mask_embeddings @ every.T).amax(0) + rows.image_embedding @ every.T
+    fits = rows.image_embedding @ every.T
+    if len(rows.mask_embeddings):
+        fits = fits + (rows.mask_embeddings @ every.T).amax(0)
     fits, of_others = fits[: len(texts), None], fits[len(texts) :]
     same = 1e-6  # rounding must not put a text above itself
     p = (1 + (of_others > fits + same).sum(1)).double() / (1 + len(others))
@@ -242,20 +249,10 @@ def judge_presence(encoding: Encoding | Rows, texts: torch.Tensor, others: torch
     return p, torch.special.ndtr(far)
 
 
-@cached_by_model
-def embed_other_words(model: Model) -> torch.Tensor:
-    """Embed the prompts that `p_absent` compares a text with: (N, D), unit, on the CPU.
-
-    Args:
-        model: its ``other_words``, or the 80 everyday words if it has none, are put into `TEMPLATE`.
-    """
-    return model.encode_text([TEMPLATE.format(word) for word in model.other_words or everyday_things()]).cpu()
-
-
 # ── Refinement: the extent of an object, from a larger copy of the image and a finer layer ───────
 
 
-def refine(encoding: Encoding, w: torch.Tensor, text_embedding: torch.Tensor) -> torch.Tensor:
+def refine(encoding: Encoding, w: torch.Tensor | None, text_embedding: torch.Tensor) -> torch.Tensor:
     """Sum the weighted maps into a saliency map (S, S) in [0, 1] that follows the extent of the object.
 
     For a CNN, `locate_seed` estimates which cells belong to the object, and `sharpen` fits this to a finer
@@ -263,7 +260,7 @@ def refine(encoding: Encoding, w: torch.Tensor, text_embedding: torch.Tensor) ->
 
     Args:
         encoding: made with ``refined=True``.
-        w: (C,), see `weights`; not None.
+        w: (C,), see `weights`; None if the encoding has no masks (``keep=0``).
         text_embedding: (D,), of any norm, as from `Model.encode_text`.
     """
     scales, features = encoding.scales, encoding.features
@@ -279,10 +276,7 @@ def refine(encoding: Encoding, w: torch.Tensor, text_embedding: torch.Tensor) ->
 
 
 def find_boxes(
-    saliency: torch.Tensor | None,
-    encoding: Encoding,
-    threshold: float | None = None,
-    min_area: float = 0.001,
+    saliency: torch.Tensor | None, encoding: Encoding, threshold: float | None = None, min_area: float = 0.001
 ) -> list[tuple[int, int, int, int]]:
     """Cut boxes around the components of a saliency map above the CAM threshold.
 
@@ -298,7 +292,6 @@ def find_boxes(
 
     Raises:
         VLScoreError: the threshold is out of range.
-
     """
     return sweep_boxes(saliency, encoding, [threshold], min_area)[0]
 
@@ -329,6 +322,7 @@ def localize(
     prompt: str,
     temperature: float | None = None,
     threshold: float | None = None,
+    assume_present: bool = False,
     **options,
 ) -> Localization:
     """Find where an image shows what a prompt names.
@@ -339,6 +333,7 @@ def localize(
         prompt: such as ``"an image of a cat."``
         temperature: τ > 0; None means the model's own, ``encoding.temperature``.
         threshold: α in (0, 1); None means the model's own, ``encoding.threshold``.
+        assume_present: whether to localize it also where `p_absent` is above `PRESENT`, as evaluations do.
         options: fields of `EncodingOptions` such as ``keep``; without effect if ``image`` is an `Encoding`.
 
     Raises:
@@ -347,17 +342,17 @@ def localize(
     text = model.encode_text([prompt])[0]
     encoding = image if isinstance(image, Encoding) else encode(model, image, **options)
     found = saliency(encoding, text, encoding.temperature if temperature is None else temperature)
-    s, base = scores(encoding, text)
+    score, base_score = best_score(encoding, text)
     p = p_absent(encoding, text, embed_other_words(model)) if encoding.refined else None
-    if p is not None and p > PRESENT:
+    if p is not None and p > PRESENT and not assume_present:
         found = None
     return Localization(
         prompt=prompt,
         present=found is not None,
         boxes=find_boxes(found, encoding, threshold),
         saliency=found,
-        score=s.max().item(),
-        base_score=base.item(),
+        score=score,
+        base_score=base_score,
         p_absent=p,
     )
 
@@ -369,8 +364,8 @@ class Labeller:
     """Find the objects of several classes in photos, one photo at a time.
 
     Call a labeller with a photo's path to get its `LabelledPhoto`, with this path as its ``place``.  A class
-    whose `p_absent` is above `PRESENT` is left out.  A box's score, in [0, 1], is the model's confidence in
-    the class, see `judge_presence`, times the peak of the heat map in the box, as a share of its peak.
+    whose `p_absent` is above `PRESENT` is left out, unless ``assume_present``.  A box's score, in [0, 1], is
+    the model's confidence in the class, see `judge_presence`, times the heat map's peak in the box.
 
     Args:
         model: from `load_model`.
@@ -378,9 +373,9 @@ class Labeller:
         templates: a tuple of prompts with ``{}`` where the name goes, see `prompt_templates`.
         encodings: a folder that keeps each photo's encoding for later calls; None keeps none.
         encodings_limit: the largest size of that folder in GB, see `EncodingStore`; None sets no limit.
-        temperature: τ > 0; None means the model's own.
-        threshold: α in (0, 1); None means the model's own.
+        temperature, threshold: τ > 0 and α in (0, 1); None means the model's own.
         min_score: in [0, 1]; boxes with a lower score are left out.
+        assume_present: whether every photo shows every class.
         options: the fields of `EncodingOptions`; but ``refined`` is True by default.
 
     Raises:
@@ -397,11 +392,13 @@ class Labeller:
         temperature: float | None = None,
         threshold: float | None = None,
         min_score: float = 0.0,
+        assume_present: bool = False,
         **options,
     ):
         self.model, self.options = model, EncodingOptions(**{"refined": True} | options)
         self.options.check()
         self.temperature, self.threshold, self.min_score = temperature, threshold, min_score
+        self.assume_present = assume_present
         self.store = encodings and EncodingStore(encodings, model, self.options, encodings_limit)
         names = check_classes(classes)
         self.texts = dict(zip(names, class_embeddings(model, names.values(), templates)))
@@ -421,14 +418,15 @@ class Labeller:
         rows = self.store.read_rows(content) if self.store else None
         if rows is None:
             return None
-        if (self.judge_rows(rows)[0] > PRESENT).all():  # the maps are not needed
+        if not self.assume_present and (self.judge_rows(rows)[0] > PRESENT).all():  # needs no maps
             return LabelledPhoto(str(path), rows.size, [])
         encoding = self.store.read(content)
         return encoding and self.describe(path, encoding)
 
     def describe(self, path, encoding: Encoding) -> LabelledPhoto:
         """Find the boxes of all classes in the encoding of the photo at a path."""
-        found = find_labels(self.model, encoding, self.texts, self.temperature, self.threshold)
+        asked = self.texts, self.temperature, self.threshold, self.assume_present
+        found = find_labels(self.model, encoding, *asked)
         boxes = [each for each in found if each.score >= self.min_score]
         return LabelledPhoto(str(path), encoding.fit.size, boxes)
 
@@ -450,6 +448,7 @@ def find_labels(
     texts: dict[str, torch.Tensor],
     temperature: float | None = None,
     threshold: float | None = None,
+    assume_present: bool = False,
 ) -> list[LabelledBox]:
     """Find the boxes of several classes in an encoded image, refined or plain.
 
@@ -457,14 +456,14 @@ def find_labels(
         model: the model that made the encoding.
         encoding: the encoded image.
         texts: a dict from class to its embedding (D,), see `class_embedding`.
-        temperature: τ > 0; None means the encoding's.
-        threshold: α in (0, 1); None means the encoding's.
+        temperature, threshold: τ > 0 and α in (0, 1); None means the encoding's.
+        assume_present: whether the image shows every class, see `localize`.
     """
     p, sure = judge_presence(encoding, torch.stack(list(texts.values())), embed_other_words(model))
     tau = encoding.temperature if temperature is None else temperature
     found = []
     for n, (name, text) in enumerate(texts.items()):
-        heat = saliency(encoding, text, tau) if p[n] <= PRESENT else None
+        heat = saliency(encoding, text, tau) if assume_present or p[n] <= PRESENT else None
         for box in find_boxes(heat, encoding, threshold):
             score = sure[n].item() * warmth(heat, box, encoding)
             found.append(LabelledBox(name, round(score, 6), box))
@@ -510,7 +509,7 @@ def evaluate(
     progress=lambda count, measured=True: None,
     **options,
 ):
-    """Measure a model on a data set: a pandas DataFrame of records, one row for each photo.
+    """Measure a model on a data set: a pandas DataFrame of records, one row for each photo and class.
 
     Args:
         model: from `load_model`.
@@ -643,7 +642,7 @@ def record_photo(model: Model, context: EvaluationContext, observed: Observation
     protocol, labels = context.protocol, context.labels
     text = context.texts[labels.index(photo.label)]
     likeliest = (context.texts @ encoding.image_embedding).topk(min(5, len(labels))).indices
-    s, base = scores(encoding, text)
+    score, base_score = best_score(encoding, text)
     constant = [constant_box(share, (W, H)) for share in SHARES]
     record = {
         "image": photo.name,
@@ -652,8 +651,8 @@ def record_photo(model: Model, context: EvaluationContext, observed: Observation
         "height": H,
         "objects": len(photo.boxes),
         "top5": [labels[n] for n in likeliest],
-        "score": s.max().item(),
-        "base_score": base.item(),
+        "score": score,
+        "base_score": base_score,
         "p_absent": p_absent(encoding, text, embed_other_words(model)),
         **score_absent_class(encoding, photo, context, model),
         "constant": best_ious(constant, photo.boxes).tolist(),
@@ -661,7 +660,7 @@ def record_photo(model: Model, context: EvaluationContext, observed: Observation
     plain, heats = encoding.without_refinement(), {}
     if protocol.refined:
         heats[protocol.method] = saliency(encoding, text, protocol.temperature)
-    if encoding.has_layer_maps:
+    if encoding.has_layer_maps and encoding.has_masks:
         heats |= {method_name(tau): saliency(plain, text, tau) for tau in protocol.temperatures}
     for method, heat in (heats | baselines).items():
         is_refined = protocol.refined and method == protocol.method
@@ -694,8 +693,7 @@ def score_absent_class(
     rng = np.random.default_rng([context.protocol.seed, crc32(photo.name.encode())])
     label = others[rng.integers(len(others))]
     text = context.texts[context.labels.index(label)]
-    s, base = scores(encoding, text)
-    found = s.max().item(), base.item(), p_absent(encoding, text, embed_other_words(model))
+    found = *best_score(encoding, text), p_absent(encoding, text, embed_other_words(model))
     return {"absent_label": label} | dict(zip(keys, found))
 
 

@@ -13,6 +13,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from vlscore_crops import add_crops_options, add_from_crops_options, run_crops, run_from_crops
 from vlscore_label import (
     add_cluster_options,
     add_label_options,
@@ -27,7 +28,7 @@ from vlscore_lib.evaluation.protocol import Protocol
 from vlscore_lib.files import drop_nan, read_json
 from vlscore_lib.models.listing import Listed, describe_libraries, list_models
 from vlscore_lib.options import FITS, MAPS, PRECISIONS
-from vlscore_lib.progress import Pace, show_checking
+from vlscore_lib.progress import Pace, show_photos
 from vlscore_localize import add_localize_options, check_numbers, encoding_options, run_localize
 
 # ── Arguments ────────────────────────────────────────────────────────────────────────────────────
@@ -77,6 +78,12 @@ def build_parser() -> Parser:
         command = commands.add_parser(name, help=help)
         add_options(command.add_argument, add_encoding_options)
         command.set_defaults(keep=64)
+    add_crops_options(
+        commands.add_parser("crops", help="cut each labelled box out of its photo").add_argument
+    )
+    add_from_crops_options(
+        commands.add_parser("from-crops", help="write the labels whose crops are left").add_argument
+    )
     add = commands.add_parser(
         "models", help="list the models and whether they can be loaded here"
     ).add_argument
@@ -105,7 +112,8 @@ def add_encoding_options(add) -> None:
         "--keep",
         type=parse_keep,
         metavar="N",
-        help="encode N maps, or a share of their variance such as 0.9 (default: all; label, search: 64)",
+        help="encode N maps, or a share of their variance such as 0.9, or with --refined and a CNN none: 0"
+        " (default: all; label, search: 64)",
     )
     add(
         "--temperature",
@@ -153,6 +161,12 @@ def add_evaluate_options(add) -> None:
         metavar="A,A",
         help="further values of α to measure",
     )
+    add(
+        "--plain-threshold",
+        type=float,
+        metavar="A",
+        help="CAM threshold of plain VL-Score in a refined run (default: the model's for plain maps)",
+    )
     add("--names", default="imagenet", metavar="N", help="ImageNet's names: imagenet (all synonyms) or clip")
     add("--templates", default="report", metavar="N", help="prompts: report (one) or clip (80)")
     add(
@@ -192,6 +206,7 @@ def protocol_options(options) -> dict:
     return encoding_options(options) | {
         "temperature": options.temperature,
         "threshold": options.threshold,
+        "plain_threshold": options.plain_threshold,
         "temperatures": options.temperatures,
         "thresholds": options.thresholds,
         "names": options.names,
@@ -229,7 +244,7 @@ def run_evaluate(options) -> None:
     from vlscore_lib.evaluation.tables import published_table
     from vlscore_lib.evaluation.workers import start_cluster
 
-    dataset = vlscore.read_dataset(options.root, **dataset_options(options), progress=show_checking)
+    dataset = vlscore.read_dataset(options.root, **dataset_options(options), progress=show_photos)
     for line in dataset.bad:
         print(f"vlscore: left out: {line}", file=sys.stderr)
     if copies := sum(photo.is_square_copy for photo in dataset.photos):
@@ -300,6 +315,8 @@ COMMANDS = {
     "models": run_models,
     "label": lambda options: run_label(options, folder_options(options)),
     "search": lambda options: run_search(options, folder_options(options)),
+    "crops": run_crops,
+    "from-crops": run_from_crops,
 }
 
 

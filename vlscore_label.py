@@ -51,6 +51,11 @@ def add_label_options(add, add_encoding_options) -> None:
         metavar="S",
         help="leave out boxes with a lower score (default: 0)",
     )
+    add(
+        "--assume-present",
+        action="store_true",
+        help="draw boxes even if p says that a class is absent: if all photos show all classes",
+    )
     add_shared_options(add, add_encoding_options)
     add("--skip-bad", action="store_true", help="leave out photos that cannot be used, and list them")
     add_cluster_options(add)
@@ -138,6 +143,8 @@ def run_label(options, chosen: dict) -> None:
         "threshold": options.threshold,
         "min_score": options.min_score,
     }
+    if options.assume_present:  # not named otherwise, so that earlier journals stay valid
+        asked["assume_present"] = True
     facts = {"model": model.name, "weights": model.checksum(), "classes": classes}
     journal = vlscore.Journal(options.out, facts | asked | chosen)
     kept = {"encodings": options.encodings, "encodings_limit": options.encodings_limit}

@@ -32,6 +32,11 @@ def add_localize_options(add, add_encoding_options) -> None:
     add("texts", metavar="TEXT", nargs="+", help='what to find, such as "an image of a cat."')
     add_encoding_options(add)
     add(
+        "--assume-present",
+        action="store_true",
+        help="draw boxes even if p says that the thing is absent: for photos that surely show it",
+    )
+    add(
         "--out",
         metavar="PICTURE.png",
         help="write a picture of photo, heat map and boxes; for several images, a folder",
@@ -144,7 +149,7 @@ def localize_texts(model, path: str, texts: list[str], picture, options, has_nam
 
     image = vlscore.load_image(path)
     encoding = vlscore.encode(model, image, progress=show_progress, **encoding_options(options))
-    asked = options.temperature, options.threshold
+    asked = options.temperature, options.threshold, options.assume_present
     found = [vlscore.localize(model, encoding, text, *asked) for text in texts]
     if picture:
         encoded, count = len(encoding.indices), len(encoding.maps)

@@ -130,6 +130,22 @@ def time_parts(name: str, keep: int, rounds: int, folder: Path) -> dict:
     return result | {"refined over plain": result["refined (s)"] / result["plain (s)"]}
 
 
+def time_keeps(name: str, keeps: tuple[int, ...], rounds: int, folder: Path) -> dict:
+    """Seconds of a refined encoding in float32 for each number of masks, and how many times those of none."""
+    model, image = load(name, folder), vlscore.load_image(choose_photo())
+    found = {keep: [] for keep in keeps}
+    for n in range(rounds + 1):
+        for keep in keeps:
+            encode = partial(vlscore.encode, keep=keep, refined=True, precision="float32")
+            seconds, _ = timed(encode, model, image)
+            if n:  # the first round compiles
+                found[keep].append(seconds)
+    medians = {keep: statistics.median(each) for keep, each in found.items()}
+    result = {f"keep={keep} (s)": each for keep, each in medians.items()}
+    result |= {f"keep={keep} over none": each / medians[0] for keep, each in medians.items() if keep}
+    return result | {"device": machine()["device"]}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="of each command; medians are kept")
@@ -140,7 +156,8 @@ def main() -> int:
     options = parser.parse_args()
     out = Path(options.out)
     result = json.loads(out.read_text()) if out.exists() else {}
-    result["machine"] = machine()
+    if not options.only:
+        result["machine"] = machine()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         os.environ["VLSCORE_CACHE"] = str(folder / "cache")
@@ -150,6 +167,10 @@ def main() -> int:
             for name in MODELS
         }
         parts["encode, keep=8"] = partial(alone, time_parts, "lite0-minilm", 8, options.rounds, folder)
+        parts |= {
+            f"masks, {name}": partial(alone, time_keeps, name, (0, 8, 64), options.rounds, folder)
+            for name in ("lite0-minilm", "RN50")
+        }
         parts |= {
             "classes": partial(alone, time_classes, CLASSES),
             "data sets": partial(alone, time_data_sets, 128),

@@ -29,7 +29,6 @@ import vlscore
 
 OUT = Path(__file__).parents[1] / "data" / "passes.json"
 KEEPS = (8, 16, 32, 64, 128)
-ONE_PASS_POWERS = (1, 1)  # of similarity and mean: without masks nothing tells how far to trust either
 MODELS = ("lite0-minilm", "scenes-rn", "scenes-vit")
 MEAN, PLAIN, REFINED, TEXTLESS = "mean of all maps", "plain", "refined", "refined without text"
 BASES = {MEAN: PLAIN, TEXTLESS: REFINED}  # what needs no masked pass -> the method that it is compared with
@@ -69,10 +68,9 @@ def without_passes(model, plain, refined, text) -> dict[str, tuple]:
         heats = vlscore.upsample(similarity, grid), everything
         named, seen = (vlscore.diffuse(each, features) for each in heats)
     else:
-        nothing = torch.zeros(len(refined.maps))
-        evidence = vlscore.gather_evidence(refined.scales, nothing, text, grid)[1:]
-        without_masks = vlscore.combine_evidence(evidence, ONE_PASS_POWERS)
-        seeds = without_masks, vlscore.min_max(evidence[1])
+        no_masks = torch.zeros(len(refined.maps))
+        mean = vlscore.gather_evidence(refined.scales, no_masks, text, grid)[2]
+        seeds = vlscore.locate_seed(refined.scales, None, text, grid), vlscore.min_max(mean)
         named, seen = (vlscore.sharpen(each, features) for each in seeds)
     sides = refined.input_size  # `refine` enlarges its maps in this way
     heats = {REFINED: vlscore.upsample(named, sides), TEXTLESS: vlscore.upsample(seen, sides)}

@@ -5,7 +5,7 @@
 Each photo is asked for 50 words that it does not show, as far as its class tells, and for its class.  A
 word's fit may be high on every photo.  Calibration subtracts the mean of a text's fits over the hand-boxed
 photos, and may divide by a power of their standard deviation; it uses no label.  With fewer masked passes,
-the best of fewer masked images enters a fit.
+the best of fewer masked images enters a fit, and with none the whole image alone.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import vlscore
 
+MASKS = (0, *KEEPS)
 OUT = Path(__file__).parents[1] / "data" / "presence.json"
 MODEL = "lite0-minilm"
 EVERY = 3  # of ImageNet's photos, one in so many is asked
@@ -47,8 +48,10 @@ WORDS = [
 
 def find_fits(encoding: vlscore.Encoding, texts: torch.Tensor) -> np.ndarray:
     """The fit of each text (N, D) to an image, see `vlscore.p_absent`: (N,)."""
-    encoded = encoding.mask_embeddings[encoding.indices]
-    return ((encoded @ texts.T).amax(0) + encoding.image_embedding @ texts.T).double().numpy()
+    fits = texts @ encoding.image_embedding
+    if encoding.has_masks:
+        fits = fits + (encoding.mask_embeddings[encoding.indices] @ texts.T).amax(0)
+    return fits.double().numpy()
 
 
 def calibrate(fits: np.ndarray, reference: np.ndarray, power: float | None) -> np.ndarray:
@@ -136,15 +139,15 @@ def measure(root) -> dict[str, list[dict]]:
     photos = vlscore.hand_boxed_photos(OUT.parent / "photos").values()
     reference = np.stack(
         [
-            find_fits(vlscore.encode(model, each.path, keep=KEEP), texts)
+            find_fits(vlscore.encode(model, each.path, keep=KEEP, precision="float32"), texts)
             for each in tqdm(photos, "calibration")
         ]
     )
     options = vlscore.EncodingOptions(keep=study_sets.KEEP, refined=True)
-    found = {masks: [] for masks in KEEPS}
+    found = {masks: [] for masks in MASKS}
     for ask in tqdm(asks, "ImageNet"):
         encoding = study_sets.read(MODEL, ask.path, options)
-        for masks in KEEPS:
+        for masks in MASKS:
             found[masks].append(find_fits(with_passes(encoding, masks), texts))
     fits = {masks: np.stack(each) for masks, each in found.items()}
     is_absent = np.array([[all(word not in name for name in ask.names) for word in WORDS] for ask in asks])

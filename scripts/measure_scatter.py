@@ -168,9 +168,9 @@ def measure_scene(source: str, photos) -> dict[str, tuple[float, ...]]:
 def encode_positive(maps: str, photo: vlscore.AnnotatedPhoto) -> vlscore.Encoding:
     """Encode a scene by the positive part of the maps of a ViT's last block."""
     model, _ = measure_scenes.load("vit")
-    encoding = vlscore.encode(model, photo.path, maps=maps, keep=1)
+    encoding = vlscore.encode(model, photo.path, maps=maps, keep=1, precision="float32")
     pixels, positive = model.preprocess(photo.path), encoding.maps.relu()
-    encoder, found = vlscore.fast_encoder(model), encoding.base_embedding.repeat(len(positive), 1)
+    encoder, found = vlscore.fast_encoder(model, "float32"), encoding.base_embedding.repeat(len(positive), 1)
     for batch in vlscore.varies(positive).nonzero()[:, 0].split(16):  # a constant map shows nothing
         found[batch] = encoder(pixels.expand(len(batch), -1, -1, -1), positive[batch])
     return replace(encoding, maps=positive, mask_embeddings=found, indices=torch.arange(len(positive)))
@@ -191,7 +191,7 @@ def measure_boxes(maps: str, is_positive: bool, photo: vlscore.AnnotatedPhoto) -
 def find_hits(kind: str, photo: vlscore.AnnotatedPhoto) -> np.ndarray:
     """Whether a box is right in a scene at each CAM threshold, with a model's default maps and τ: (A,)."""
     model, texts = measure_scenes.load(kind)
-    encoding = vlscore.encode(model, photo.path)
+    encoding = vlscore.encode(model, photo.path, precision="float32")
     heat = vlscore.saliency(encoding, texts[photo.label], model.temperature)
     found = vlscore.sweep_boxes(heat, encoding, measure_scenes.THRESHOLDS)
     return np.array([vlscore.box_iou(boxes, photo.boxes) > 0.5 for boxes in found])

@@ -77,7 +77,7 @@ def is_right(kind: str, photo: vlscore.AnnotatedPhoto) -> bool:
 def encode(kind: str, source, photo: vlscore.AnnotatedPhoto) -> vlscore.Encoding:
     """A scene's encoding with one source of maps."""
     layer, maps, pca = source
-    return vlscore.encode(load(kind)[0], photo.path, layer, maps=maps, pca=pca)
+    return vlscore.encode(load(kind)[0], photo.path, layer, maps=maps, pca=pca, precision="float32")
 
 
 def sweep(kind: str, source, photo: vlscore.AnnotatedPhoto) -> dict:

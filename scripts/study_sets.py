@@ -230,8 +230,8 @@ def embed_ask(name: str, ask: Ask) -> torch.Tensor:
 
 
 def read(name: str, path: Path, options: vlscore.EncodingOptions, work: Path = WORK) -> vlscore.Encoding:
-    """An image's encoding, from the store where it was encoded before."""
-    model = load(name)
+    """An image's encoding in float32 on every machine, from the store where it was encoded before."""
+    model, options = load(name), replace(options, precision="float32")
     return vlscore.read_encoding(model, path, options, open_store(name, options, work))
 
 

@@ -165,6 +165,12 @@ def test_parts_of_an_encoding_are_timed(tmp_path):
     assert 0 < found["passes (s)"] < found["plain (s)"] < found["refined (s)"]
 
 
+def test_an_encoding_without_masks_is_timed(tmp_path):
+    found = bench_commands.time_keeps("scenes-rn", (0, 16), 1, tmp_path)
+    assert 0 < found["keep=0 (s)"] < found["keep=16 (s)"]
+    assert found["keep=16 over none"] == found["keep=16 (s)"] / found["keep=0 (s)"]
+
+
 def test_classes_are_timed_together_and_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setenv("VLSCORE_CACHE", str(tmp_path))
     found = bench_commands.time_classes(4)
@@ -197,6 +203,14 @@ def test_readme_repeats_the_committed_run(committed):
         (line,) = re.findall(rf"^\| `?{name}`?[^|]*\| \d+ s \|.*$", text, re.MULTILINE)
         for figure in (f"{library:.0f} s", f"{library / exact:.1f}×", f"{library / fast:.0f}×"):
             assert figure in line, (figure, line)
+
+
+def test_the_page_on_speed_repeats_the_time_without_masks():
+    stored = json.loads((ROOT / "data" / "bench_commands.json").read_text())
+    text = (ROOT / "book" / "results_speed.md").read_text()
+    found = re.search(r"64 masks take ([\d.]+) times as long with `lite0-minilm`, and ([\d.]+) times", text)
+    ratios = [stored[f"masks, {name}"]["keep=64 over none"] for name in ("lite0-minilm", "RN50")]
+    assert list(found.groups()) == [f"{each:.1f}" for each in ratios]
 
 
 WAITED = ("help", "first", "second", "refined", "refined, keep=8", "busy")  # in the page's order

@@ -96,6 +96,7 @@ def test_text_gives_a_line_a_prompt_and_a_line_a_box(localize, lite0, chelsea):
 
 OPTIONS = {
     "--keep 0.3": {"keep": 0.3},
+    "--refined --assume-present": {"refined": True, "assume_present": True},
     "--keep 8 --layer block12": {"keep": 8, "layer": "block12"},
     "--keep 8 --fit crop": {"keep": 8, "fit": "crop"},
     "--keep 8 --fit pad": {"keep": 8, "fit": "pad"},

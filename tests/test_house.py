@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TOP = [ROOT / "vlscore.py", ROOT / "vlscore_cli.py", ROOT / "vlscore_label.py", ROOT / "vlscore_localize.py"]
+TOP = sorted(ROOT.glob("vlscore*.py"))
 ROOMS, SCRIPTS = sorted((ROOT / "vlscore_lib").rglob("*.py")), sorted((ROOT / "scripts").glob("*.py"))
 PAGE = [ROOT / "app.py", *sorted((ROOT / "page").glob("*.py"))]
 CODE = [*TOP, *ROOMS, *SCRIPTS, *PAGE]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MODULES = ("vlscore.py", "vlscore_cli.py", "vlscore_label.py", "vlscore_localize.py")
+MODULES = ("vlscore.py", "vlscore_cli.py", "vlscore_crops.py", "vlscore_label.py", "vlscore_localize.py")
 SOURCES = (*MODULES, "pyproject.toml", "README.md", "LICENSE")
 
 

@@ -385,6 +385,24 @@ def test_refined_says_that_a_thing_is_absent(lite0, chelsea):
     assert plain.p_absent is None
 
 
+def test_what_is_assumed_present_is_boxed_all_the_same(lite0, chelsea, tmp_path):
+    """As evaluations do, which ask a photo only for what it shows."""
+    encoding, prompt = refined(lite0, chelsea, keep=16), "an image of a volcano."
+    absent = vlscore.localize(lite0, encoding, prompt)
+    found = vlscore.localize(lite0, encoding, prompt, assume_present=True)
+    assert (absent.present, found.present, absent.p_absent) == (False, True, found.p_absent)
+    text = lite0.encode_text([prompt])[0]
+    assert found.boxes == vlscore.find_boxes(vlscore.saliency(encoding, text, lite0.temperature), encoding)
+    assert found.boxes
+    classes, options = ["cat", "volcano"], {"keep": 16, "precision": "float32", "encodings": tmp_path}
+    for _ in range(2):  # encoded, and from the store
+        boxes = vlscore.Labeller(lite0, classes, assume_present=True, **options)(chelsea).boxes
+        assert {each.label for each in boxes} == set(classes)
+        assert {each.label for each in vlscore.Labeller(lite0, classes, **options)(chelsea).boxes} == {"cat"}
+    none = vlscore.Labeller(lite0, ["volcano"], assume_present=True, **options)(chelsea).boxes
+    assert [each.box for each in none] == [each.box for each in boxes if each.label == "volcano"]
+
+
 @pytest.mark.parametrize("options", [{"layer": "1"}, {"maps": "query"}])
 def test_a_refined_vit_takes_no_other_maps(vit, chelsea, options):
     with pytest.raises(vlscore.VLScoreError, match="leave layer and maps out"):
@@ -495,6 +513,35 @@ def test_evaluate_measures_refined_beside_plain(scenes_rn, drawn, tmp_path):
     above = table.split("GT-known at its own α above others")[1]
     assert "constant box" in above
     assert f"\n  VL-Score, τ = {scenes_rn.temperature:g} " in above
+
+
+def test_a_refined_run_shows_plain_at_a_threshold_of_its_own(scenes_rn, drawn, tmp_path):
+    dataset, ways = first_photos(drawn, 6), {"plain": {}, "refined": {"refined": True}}
+    ways["chosen"] = {"refined": True, "plain_threshold": 0.33}
+    found = {}
+    for way, options in ways.items():
+        vlscore.evaluate(scenes_rn, dataset, tmp_path / way, keep=8, **options)
+        found[way] = vlscore.read_json(tmp_path / way / "summary.json")
+    name = f"VL-Score, τ = {scenes_rn.temperature:g}"
+    for way, alpha in (("plain", scenes_rn.threshold), ("refined", scenes_rn.threshold), ("chosen", 0.33)):
+        summary, method = found[way], found[way]["methods"][name]
+        at = summary["thresholds"].index(alpha)
+        assert (method["own_threshold"], summary["methods"]["Grad-CAM"]["own_threshold"]) == (alpha, None)
+        if alpha == scenes_rn.threshold:
+            assert method["gt_known"][at] == found["plain"]["results"]["gt_known"]
+        rows = [line for line in vlscore.summary_table(summary).splitlines() if line.startswith(f"{name} ")]
+        assert any(line[len(name) :].split()[0].rstrip("*") == f"{alpha:g}" for line in rows)
+        shown = vlscore.tabulate_summary(summary)
+        assert f"{alpha:g}" in [each.rstrip("*") for each in shown.loc[shown["Method"] == name, "α"]]
+    older = json.loads(json.dumps(found["refined"]))  # a file of an earlier version
+    for method in older["methods"].values():
+        del method["own_threshold"]
+    [line] = {
+        line
+        for line in vlscore.summary_table(older).splitlines()
+        if f"  {older['threshold']:g} " in line and line.startswith("VL-Score, τ = 1 ")
+    } or [None]
+    assert line
 
 
 def test_the_difference_of_hits_is_paired():

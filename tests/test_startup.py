@@ -98,6 +98,7 @@ FLAGS = {
     "--refined": (None, "refined", True),
     "--temperature": ("0.2", "temperature", 0.2),
     "--threshold": ("0.3", "threshold", 0.3),
+    "--plain-threshold": ("0.7", "plain_threshold", 0.7),
     "--temperatures": ("0.1,1", "temperatures", (0.1, 1.0)),
     "--thresholds": ("0.4", "thresholds", (0.4,)),
     "--names": ("clip", "names", "clip"),

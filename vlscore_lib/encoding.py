@@ -42,7 +42,8 @@ class Encoding:
         input_size: S, the side of the encoder's input in pixels.
         fit (Fit): how the image was fitted into the input, which places boxes back in the image.
         maps: A (C, h, w), the raw maps.
-        indices: (K,), which maps went through the encoder: all, or those that `select_maps` chose.
+        indices: (K,), which maps went through the encoder: all, or those that `select_maps` chose; none if
+            made with ``keep=0``.
         mask_embeddings: e (C, D), unit.  A constant map has the base embedding.  Maps that did not go through
             the encoder have predicted embeddings, see `predict_embeddings`.
         base_embedding: (D,), unit, of the empty image, which is zero in normalised pixels.
@@ -78,6 +79,11 @@ class Encoding:
     def has_layer_maps(self) -> bool:
         """Whether the maps are those of a layer, as plain VL-Score needs; a refined ViT has clusters."""
         return not (self.refined and self.family == "vit")
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether masked images went through the encoder; not with ``keep=0``."""
+        return len(self.indices) > 0
 
     def without_refinement(self) -> Encoding:
         """Return the same encoding for plain saliency maps and boxes.
@@ -143,7 +149,8 @@ class Localization:
             the encoding was made with ``refined=True``, ``p_absent`` must also be at most `PRESENT`.
         boxes: (x0, y0, x1, y1) in pixels of the original image, see `find_boxes`; empty if absent.
         saliency: (h, w), or (S, S) if refined, see `saliency`; None if absent.
-        score: the highest score of a map, also of those with predicted embeddings, a cosine in [-1, 1].
+        score: the highest score of a map, also of those with predicted embeddings, a cosine in [-1, 1];
+            without masks, that of the whole image.
         base_score: s_b, the score of the empty image, a cosine in [-1, 1].
         p_absent: in (0, 1], the share of texts that fit at least as well, see `p_absent`; None if
             not refined.

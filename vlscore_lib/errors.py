@@ -32,8 +32,8 @@ def check_threshold(value: float, name: str = "the threshold") -> None:
 
 
 def check_keep(keep: int | float | None) -> None:
-    """Raise VLScoreError unless `keep` is None, a number of maps, or a fraction between 0 and 1."""
-    is_count = isinstance(keep, int) and not isinstance(keep, bool) and keep >= 1
+    """Raise VLScoreError unless `keep` is None, a number of maps (0 for none), or a fraction in (0, 1)."""
+    is_count = isinstance(keep, int) and not isinstance(keep, bool) and keep >= 0
     is_fraction = isinstance(keep, float) and 0 < keep < 1
     if not (keep is None or is_count or is_fraction):
         raise VLScoreError(f"keep is {keep!r}: give a number of maps, or a fraction between 0 and 1")

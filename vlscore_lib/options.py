@@ -25,8 +25,9 @@ class EncodingOptions:
             its ``fine_layer``.
         maps: kind of maps, one of `MAPS`, see `Model.feature_maps`.
         pca: take this number of principal components of query, key or value maps; None takes the maps.
-        keep: how many maps, or clusters, go through the encoder: an int of 1 or more (a number above C takes
-            all), a float in (0, 1) as a share of their variance, or None for all.  See `select_maps`.
+        keep: how many maps, or clusters, go through the encoder: an int (a number above C takes all), a float
+            in (0, 1) as a share of their variance, or None for all.  See `select_maps`.  0 encodes no masked
+            image, which is mask-free refinement: only for a refined CNN, see `locate_seed`.
         precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` on a GPU, or ``"auto"``, see
             `choose_precision`.
         batch_size: number of masked images encoded at once, 1 or more; None means `choose_batch_size`.
@@ -54,6 +55,8 @@ class EncodingOptions:
         check_choice(self.fit, FITS, "fit")
         check_keep(self.keep)
         check_at_least(1, self.batch_size, "batch_size")
+        if self.keep == 0 and not self.refined:
+            raise VLScoreError("keep is 0, and only refined boxes need no masks: set refined, or keep 1")
         if self.refined and self.pca is not None:
             raise VLScoreError("refined takes no principal components: leave pca out")
         if self.pca is not None and self.maps not in MAPS[2:]:

@@ -12,11 +12,11 @@ def show_progress(batches):
     return tqdm(batches, "encoding masked images", unit="batch", delay=2, leave=False, disable=None)
 
 
-def show_checking(photos):
-    """Show such a bar while photos are checked."""
+def show_photos(photos, name="checking photos"):
+    """Show such a bar while something is done with photos."""
     from tqdm import tqdm
 
-    return tqdm(photos, "checking photos", unit="photo", delay=2, leave=False, disable=None)
+    return tqdm(photos, name, unit="photo", delay=2, leave=False, disable=None)
 
 
 class Pace:

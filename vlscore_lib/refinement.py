@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from vlscore_lib.encoding import Scale
 
 SEED_POWERS = (3, 2, 1)  # of the evidence of masks, similarity and mean in a CNN's seed
+MASK_FREE_POWERS = (0, 1, 1)  # of the same, if no masked image was encoded
 AGREEMENT = 4  # how fast the similarity map loses its power where it disagrees with the masks
 LEAVES = 32  # of the tree of clusters
 SHARPNESS = 8.0  # β of the affinity of a ViT's cells
@@ -75,7 +76,7 @@ def gather_evidence(
 
     Args:
         scales: from `read_scales`.
-        w: (C,), see `weights`.
+        w: (C,), see `weights`; zeros if no masked image was encoded.
         text_embedding: (D,), of any norm.
         grid: (h, w) of the evidence.
     """
@@ -123,18 +124,22 @@ def combine_evidence(evidence: torch.Tensor, powers) -> torch.Tensor:
 
 
 def locate_seed(
-    scales: tuple[Scale, ...], w: torch.Tensor, text_embedding: torch.Tensor, grid
+    scales: tuple[Scale, ...], w: torch.Tensor | None, text_embedding: torch.Tensor, grid
 ) -> torch.Tensor:
     """Estimate which cells a CNN's object covers, by three kinds of evidence: (h, w) in [0, 1].
 
-    The estimate is `combine_evidence` of `gather_evidence`, by the powers of `weigh_evidence`.
+    The estimate is `combine_evidence` of `gather_evidence`, by the powers of `weigh_evidence`.  Without masks
+    (mask-free refinement) it is the geometric mean of similarity map and mean.
 
     Args:
         scales: from `read_scales`.
-        w: (C,), see `weights`.
+        w: (C,), see `weights`; None if no masked image was encoded.
         text_embedding: (D,), of any norm.
         grid: (h, w) of the estimate.
     """
+    if w is None:
+        no_masks = torch.zeros(len(scales[0].maps))
+        return combine_evidence(gather_evidence(scales, no_masks, text_embedding, grid), MASK_FREE_POWERS)
     evidence = gather_evidence(scales, w, text_embedding, grid)
     return combine_evidence(evidence, weigh_evidence(evidence))
 

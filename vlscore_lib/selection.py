@@ -55,13 +55,13 @@ def select_maps(maps: torch.Tensor, keep: int | float | None) -> torch.Tensor:
     Args:
         maps: A (C, h, w).
         keep: None takes all maps; an integer n takes n maps, or all if there are fewer; a fraction in (0, 1)
-            takes maps until that share of their total variance is known.
+            takes maps until that share of their total variance is known.  0 takes none.
 
     Returns:
         Indices (K,) in ascending order.
 
     Raises:
-        VLScoreError: ``keep`` is an integer below 1, or a float outside (0, 1), such as 64.0.
+        VLScoreError: ``keep`` is an integer below 0, or a float outside (0, 1), such as 64.0.
     """
     return select_for_images(maps[None], keep)[0]
 
@@ -79,6 +79,8 @@ def select_for_images(maps: torch.Tensor, keep: int | float | None) -> list[torc
     N, C = maps.shape[:2]
     if keep is None or (isinstance(keep, int) and keep >= C):
         return [torch.arange(C)] * N
+    if keep == 0:
+        return [torch.arange(0)] * N
     if isinstance(keep, int):
         chosen = [best for best, _ in rank_maps(maps, keep)]
         return list(torch.stack(chosen, 1).sort().values.cpu())
@@ -135,7 +137,7 @@ def predict_embeddings(maps: torch.Tensor, indices: torch.Tensor, embeddings: to
 
     Args:
         maps: A (C, h, w).
-        indices: (K,), the maps with known embeddings.
+        indices: (K,), the maps with known embeddings; with none, nothing is predicted.
         embeddings: e (C, D), unit.  The rows of these maps are read.  Those of constant maps are kept: they
             must hold the base embedding.  Other rows are ignored.
 
@@ -144,7 +146,7 @@ def predict_embeddings(maps: torch.Tensor, indices: torch.Tensor, embeddings: to
     """
     others = varies(maps)
     others[indices] = False
-    if not others.any():
+    if not len(indices) or not others.any():
         return embeddings
     cells, known = mask_cells(maps), embeddings[indices].double()
     chosen = cells[indices]

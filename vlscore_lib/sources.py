@@ -81,7 +81,7 @@ def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Sc
     Args:
         model: from `load_model`.
         image: a path or a PIL image.
-        options: layer, kind of maps, fit and precision.
+        options: layer, kind of maps, fit, precision, and whether masks are kept.
 
     Returns:
         A `Scale` for each size, the plain one first for a CNN; and the features (F, h, w), unit vectors, of
@@ -89,13 +89,15 @@ def read_scales(model: Model, image, options: EncodingOptions) -> tuple[tuple[Sc
         means over 2×2 cells.
 
     Raises:
-        VLScoreError: the layer is unknown, or a ViT was given another one than ``fine_layer`` or another
-            kind than ``"activation"``.
+        VLScoreError: the layer is unknown, or a ViT was given another one than ``fine_layer``, another kind
+            than ``"activation"``, or ``keep=0``.
     """
     fine, last = (model.fine_layer, "activation"), (model.layers[-1], "activation")
     if model.is_vit:
         if options.layer not in (None, model.fine_layer) or options.maps != "activation":
             raise VLScoreError("a refined ViT uses clusters of its keys as maps: leave layer and maps out")
+        if options.keep == 0:
+            raise VLScoreError(f"{model.name} is a ViT, whose refinement needs masks: keep 1 or more")
         wanted, sizes = ((model.fine_layer, "key"), fine), (COPY_SCALE,)
     else:
         layer = model.check_source(options.layer, options.maps, options.pca)

@@ -179,7 +179,7 @@ def pack(encoding: Encoding, model: Model) -> bytes:
 
 def in_half(value: torch.Tensor) -> torch.Tensor:
     """Convert to half precision if the values are within its range."""
-    return value.half() if value.abs().max() < LARGEST_HALF else value
+    return value.half() if (value.abs() < LARGEST_HALF).all() else value
 
 
 def unpack(path: Path, model: Model) -> Encoding:

@@ -176,6 +176,25 @@ def test_a_name_may_hold_dots(tmp_path):
     assert [each.name for each in vlscore.read_dataset(tmp_path, ids=tmp_path / "list.txt").photos] == ["a.c"]
 
 
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("one", "one"),
+        ("one more", "one more"),
+        ("one more.JPEG", "one more"),
+        ("one 490", "one"),
+        ("val/one more.JPEG", "one more"),
+        ("my data/one.JPEG", "one"),
+    ],
+)
+def test_a_list_may_name_photos_with_spaces(tmp_path, line, name):
+    for each in ("one", "one more", "three"):
+        add_photo(tmp_path, each, [("n02123045", BOX)])
+    (tmp_path / "list.txt").write_text(f"{line}\n")
+    (photo,) = vlscore.read_dataset(tmp_path, ids=tmp_path / "list.txt").photos
+    assert photo.name == name
+
+
 # ── Files of the system ──────────────────────────────────────────────────────────────────────────────
 
 

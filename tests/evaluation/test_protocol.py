@@ -75,6 +75,8 @@ def test_what_is_resolved_stays_as_it_is(rn):
         ({"templates": "nonsense"}, "unknown templates 'nonsense'"),
         ({"layer": "nonsense"}, "nonsense"),
         ({"keep": 0}, "keep is 0"),
+        ({"plain_threshold": 0.5}, "plain_threshold is for refined runs"),
+        ({"plain_threshold": 1.5, "refined": True}, "threshold is 1.5"),
         ({"fit": "nonsense"}, "unknown fit 'nonsense'"),
         ({"maps": "key"}, "key"),
     ],
@@ -90,6 +92,7 @@ def test_a_value_out_of_range_is_told(rn, options, said):
         ({"temperature": 0.1}, "VL-Score, τ = 0.1"),
         ({"temperature": 1.0}, "VL-Score, τ = 1"),
         ({"temperature": 0.03, "refined": True}, "refined VL-Score, τ = 0.03"),
+        ({"temperature": 0.03, "refined": True, "keep": 0}, "mask-free refinement"),
     ],
 )
 def test_the_method_is_named_by_its_temperature(options, name):

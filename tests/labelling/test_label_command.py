@@ -34,6 +34,18 @@ def label(run, folder, out, *options):
     return run("label", folder, "--out", out, *WORDS, *MODEL, *options)
 
 
+def test_classes_that_are_assumed_present_have_boxes_in_every_photo(run, folder, tmp_path):
+    label(run, folder, tmp_path / "some")
+    code, *_ = label(run, folder, tmp_path / "all", "--assume-present")
+    assert code == 0
+    some, every = (json.loads((tmp_path / out / "coco.json").read_text()) for out in ("some", "all"))
+    shown = {(each["image_id"], each["category_id"]) for each in every["annotations"]}
+    assert len(shown) > 0.9 * len(every["images"]) * len(CLASSES)  # all that the floor leaves
+    assert shown > {(each["image_id"], each["category_id"]) for each in some["annotations"]}
+    code, _, err = label(run, folder, tmp_path / "some", "--assume-present")
+    assert (code, "other assume_present" in err) == (2, True)
+
+
 def contents(out):
     files = (file for file in sorted(out.rglob("*")) if file.is_file())
     return {file.relative_to(out).as_posix(): file.read_bytes() for file in files}

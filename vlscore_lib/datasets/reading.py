@@ -211,6 +211,8 @@ def choose_photos(names, limit, first, ids, sample, seed, blacklist):
 def find_names(path, names) -> tuple[set[str], list[str]]:
     """Find the photos that a list names, and the other names in it.
 
+    A line may be a name with spaces, or a name followed by something else, such as a class.
+
     Raises:
         VLScoreError: the list does not exist, or several photos have a name in it.
     """
@@ -220,10 +222,13 @@ def find_names(path, names) -> tuple[set[str], list[str]]:
         for start in range(len(parts)):
             places.setdefault(parts[start:], []).append(name)
     found, unknown = set(), []
-    for word in sorted(read_names(path)):
-        parts = strip_ending(Path(word)).parts
-        tails = (parts[start:] for start in range(len(parts)))  # a list may tell more folders, or fewer
-        matches = next((places[tail] for tail in tails if tail in places), [])
+    for whole, word in read_names(path):
+        line, first = (strip_ending(Path(each)).parts for each in (whole, word))
+        ends_as_photo = line != Path(whole).parts
+        order = (line, first) if ends_as_photo else (first, line)
+        tails = [parts[start:] for parts in order for start in range(len(parts))]
+        # A list may tell more folders, or fewer.
+        matches = next((places[tail] for tail in [line, *tails] if tail in places), [])
         if len(matches) > 1:
             raise VLScoreError(
                 f"{path} names {word}, but {len(matches)} photos have this name: add its folder"
@@ -233,18 +238,23 @@ def find_names(path, names) -> tuple[set[str], list[str]]:
     return found, unknown
 
 
-def read_names(path) -> set[str]:
-    """Read the names in a list, one in each line; a bare number stands for an ImageNet validation photo."""
+def read_names(path) -> list[tuple[str, str]]:
+    """Read the names in a list, one in each line: the whole line, and its first word, in alphabetical order.
+
+    A bare number stands for an ImageNet validation photo.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise VLScoreError(
             f"{path} cannot be read ({error}): give a list of photos, one in each line"
         ) from None
-    words = [line.split()[0] for line in lines if line.strip()]
-    if long := next((each for each in words if len(Path(each).name) > 255), None):
+    lines = sorted({line.strip() for line in lines if line.strip()})
+    if long := next((each for each in lines if len(Path(each.split()[0]).name) > 255), None):
         raise VLScoreError(f"{path} names {long[:40]}…, which is not a photo: remove it")
-    return {f"ILSVRC2012_val_{int(each):08}" if each.isdecimal() else each for each in words}
+    words = [line.split()[0] for line in lines]
+    words = [f"ILSVRC2012_val_{int(each):08}" if each.isdecimal() else each for each in words]
+    return list(zip(lines, words))
 
 
 def strip_ending(path: Path) -> Path:

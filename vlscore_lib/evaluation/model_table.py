@@ -33,7 +33,9 @@ def measure_models(
     """
     rows, first = [], next(iter(runs.values()))
     for name, (parameters, records) in runs.items():
-        ours = method_name(parameters["temperature"], parameters.get("refined", False))
+        ours = method_name(
+            parameters["temperature"], parameters.get("refined", False), parameters.get("keep")
+        )
         iou = np.stack(records[f"iou: {ours}"])
         hit = iou[:, parameters["thresholds"].index(parameters["threshold"])] > 0.5
         constant = np.stack(records["constant"]) > 0.5

@@ -94,6 +94,7 @@ def sum_up_method(records, method, protocol):
     single = [(draw @ (largest >= 0.5) / len(rows)).max() for draw in draws]
     return {
         "images": len(rows),
+        "own_threshold": protocol.own_threshold(method),
         "gt_known": [share_with_interval(column) for column in hits.T],
         "top1_loc": [share_with_interval(column & first) for column in hits.T],
         "top5_loc": [share_with_interval(column & five) for column in hits.T],
@@ -168,7 +169,8 @@ def compare(first, second, count: int = 10_000) -> dict:
 
 def paired_metrics(parameters, records):
     """Return each metric as a function of how often each image is drawn, (n,)."""
-    n, ours = len(records), method_name(parameters["temperature"], parameters.get("refined", False))
+    ours = method_name(parameters["temperature"], parameters.get("refined", False), parameters.get("keep"))
+    n = len(records)
     at = parameters["thresholds"].index(parameters["threshold"])
     iou, largest = np.stack(records[f"iou: {ours}"]), np.stack(records[f"largest: {ours}"])
     first, five = classification_hits(records)

@@ -37,7 +37,6 @@ def summary_table(summary: dict) -> str:
     Args:
         summary: from `summarize`, or read from ``summary.json`` by `read_json`.
     """
-    at = summary["thresholds"].index(summary["threshold"])
     width = max(20, *map(len, summary["methods"]))
 
     def line(name, alpha, known, *figures):
@@ -47,9 +46,9 @@ def summary_table(summary: dict) -> str:
     names = ("Top-1", "Top-5", "IoU", "Acc", "AccV2")
     rows = [f"{'percent':{width}} {'α':>5} {'GT-known':>16} " + " ".join(f"{name:>5}" for name in names)]
     for name, method in summary["methods"].items():
-        best = max(range(len(method["gt_known"])), key=lambda n: method["gt_known"][n]["value"])
+        own, best = choose_thresholds(summary, name)
         shown = name if method["images"] == summary["images"] else f"{name}, {method['images']}"
-        for n in dict.fromkeys([at, best] if "VL-Score" in name else [best]):
+        for n in dict.fromkeys([*own, best]):
             alpha = f"{summary['thresholds'][n]:g}" + "*" * (n == best)
             figures = [method[key][n] for key in ("gt_known", "top1_loc", "top5_loc", "mean_box_iou")]
             rows.append(line(shown, alpha, *figures, method["max_box_acc"], method["max_box_acc_v2"]))
@@ -85,6 +84,14 @@ def summary_table(summary: dict) -> str:
                 f" precision {_percent(each['precision'])}, recall {_percent(each['recall'])}"
             )
     return "\n".join(rows)
+
+
+def choose_thresholds(summary: dict, name: str) -> tuple[list[int], int]:
+    """Choose the thresholds at which tables show a method: indices of its own, if any, and of its best."""
+    method = summary["methods"][name]
+    own = method.get("own_threshold", summary["threshold"] if "VL-Score" in name else None)  # older files
+    best = max(range(len(method["gt_known"])), key=lambda n: method["gt_known"][n]["value"])
+    return [] if own is None else [summary["thresholds"].index(own)], best
 
 
 def tabulate_figures(rows: list[dict], columns: dict[str, str], decimals: int = 1):
@@ -125,13 +132,12 @@ def tabulate_summary(summary: dict):
         VLScoreError: pandas is not installed.
     """
     alphas, rows = summary["thresholds"], []
-    own = alphas.index(summary["threshold"])
     for name, method in summary["methods"].items():
-        best = max(range(len(alphas)), key=lambda n: method["gt_known"][n]["value"])
+        own, best = choose_thresholds(summary, name)
         shown = name[0].upper() + name[1:].removesuffix(" (CAM)")  # of some models it is another map
         if method["images"] != summary["images"]:
             shown += f", first {method['images']} images"
-        for n in dict.fromkeys([own, best] if "VL-Score" in name else [best]):
+        for n in dict.fromkeys([*own, best]):
             row = {"method": shown, "alpha": f"{alphas[n]:g}" + "*" * (n == best)}
             row["gt_known"] = method["gt_known"][n]
             row |= {key: method[key][n]["value"] for key in ("top1_loc", "top5_loc", "mean_box_iou")}

@@ -102,6 +102,26 @@ class Journal:
         self.skipped: dict[str, str] = {}
         self.read()
 
+    @classmethod
+    def open(cls, folder) -> Journal:
+        """Open the journal that a folder holds, whatever its parameters.
+
+        Raises:
+            VLScoreError: the folder holds no ``labels.jsonl``, or a damaged one.
+        """
+        try:
+            with (Path(folder) / JOURNAL).open(encoding="utf-8", errors="surrogateescape") as lines:
+                parameters = json.loads(lines.readline())["parameters"]
+        except OSError:
+            raise VLScoreError(
+                f"{folder} holds no {JOURNAL}: give the folder that `vlscore label` wrote"
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise VLScoreError(
+                f"{Path(folder) / JOURNAL} is damaged ({error}): label the photos anew"
+            ) from None
+        return cls(folder, parameters)
+
     def read(self) -> None:
         """Read the finished photos, and drop a line that was cut short."""
         content = self.file.read_bytes()

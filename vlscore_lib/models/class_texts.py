@@ -1,4 +1,4 @@
-"""Embeddings of classes: one for a class with several names, or for several wordings."""
+"""Embeddings of classes, one for all names and wordings of a class, and of the words to compare with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from vlscore_lib import __version__
 from vlscore_lib.cache import digest, remember_tensor
 from vlscore_lib.models.base import Model, unit
-from vlscore_lib.prompts import TEMPLATE
+from vlscore_lib.models.fast_encoder import cached_by_model
+from vlscore_lib.prompts import TEMPLATE, everyday_things
 
 MANY_PROMPTS = 200  # from here on, embedding takes longer than the checksum of the model's weights
 
@@ -47,3 +48,13 @@ def embed_wordings(model: Model, wordings: list[list[str]]) -> torch.Tensor:
     """Compute the mean direction of each list of prompts: (N, D)."""
     every = model.encode_text([prompt for prompts in wordings for prompt in prompts])
     return unit(torch.stack([each.mean(0) for each in every.split([*map(len, wordings)])]))
+
+
+@cached_by_model
+def embed_other_words(model: Model) -> torch.Tensor:
+    """Embed the prompts that `p_absent` compares a text with: (N, D), unit, on the CPU.
+
+    Args:
+        model: its ``other_words``, or the 80 everyday words if it has none, are put into `TEMPLATE`.
+    """
+    return model.encode_text([TEMPLATE.format(word) for word in model.other_words or everyday_things()]).cpu()
