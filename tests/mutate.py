@@ -76,8 +76,8 @@ MUTATIONS = (
     Mutation(
         "saliency not rectified",
         "vlscore.py",
-        'return torch.einsum("k,khw->hw", w, encoding.maps).relu()',
-        'return torch.einsum("k,khw->hw", w, encoding.maps)',
+        'else torch.einsum("k,khw->hw", w, encoding.maps).relu()',
+        'else torch.einsum("k,khw->hw", w, encoding.maps)',
         (SCORES, METHOD),
     ),
     Mutation(

@@ -152,7 +152,7 @@ class Localization:
         score: the highest score of a map, also of those with predicted embeddings, a cosine in [-1, 1];
             without masks, that of the whole image.
         base_score: s_b, the score of the empty image, a cosine in [-1, 1].
-        p_absent: in (0, 1], the share of texts that fit at least as well, see `p_absent`; None if
+        p_absent: in (0, 1], the share of texts, itself included, that fit no worse, see `p_absent`; None if
             not refined.
     """
 
