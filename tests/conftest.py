@@ -42,15 +42,6 @@ def own_cache(tmp_path_factory):
     os.environ["VLSCORE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(autouse=True, scope="session")
-def same_precision():
-    """On every CPU, ``"auto"`` means float32 in the tests, so that all print the same numbers."""
-    with pytest.MonkeyPatch.context() as patch:
-        found = torch.cpu.get_capabilities() | {"avx512_bf16": False}
-        patch.setattr(torch.cpu, "get_capabilities", lambda: found)
-        yield
-
-
 @pytest.fixture(autouse=True)
 def same_environment():
     """Put back the environment, which a Dask cluster changes, and the threads, of which a study takes one."""

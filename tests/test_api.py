@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from bs4 import BeautifulSoup
 
@@ -116,7 +117,9 @@ EXAMPLE = re.compile(r"```python\n((?:(?!```).)*)```\n\nIt prints\n\n```text\n(.
 
 @pytest.mark.parametrize("page", [page for page in pages() if EXAMPLE.search(read_page(page))])
 def test_each_example_prints_what_the_page_shows(page, models, monkeypatch, capsys):
-    """A page's examples go on from each other, so they run in its order."""
+    """A page's examples go on from each other, so they run in its order, on every CPU in float32."""
+    found = torch.cpu.get_capabilities() | {"avx512_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
     monkeypatch.setattr(vlscore, "load_model", models)
     monkeypatch.chdir(ROOT)
     names = {}

@@ -56,7 +56,7 @@ def test_a_scene_is_swept_as_localize_finds(monkeypatch, tmp_path, rn):
     texts = {wnid: vlscore.class_embedding(rn, names[wnid]) for wnid, _ in photo.objects}
     monkeypatch.setattr(measure_scenes, "load", lambda kind: (rn, texts))
     found = measure_scenes.sweep("rn", ("layer3", "activation", None), photo)
-    encoding = vlscore.encode(rn, photo.path, "layer3")
+    encoding = vlscore.encode(rn, photo.path, "layer3", precision="float32")
     for t, a in ((0, 0), (2, 5), (4, 12)):
         saliency = vlscore.saliency(encoding, texts[photo.label], TEMPERATURES[t])
         boxes = vlscore.find_boxes(saliency, encoding, THRESHOLDS[a])
