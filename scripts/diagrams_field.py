@@ -53,7 +53,7 @@ def text_side(x: float, y: float) -> list[str]:
 
 
 def follow_a_gradient() -> list[str]:
-    y, parts = row(0, "Follow a gradient", "Grad-CAM", "1 pass forward,\n1 back")
+    y, parts = row(0, "Weight the maps", "Grad-CAM", "1 pass forward,\n1 back")
     return [
         *parts,
         arrow((200, y), (240, y)),
