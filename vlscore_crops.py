@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from vlscore_label import FORMATS, read_formats
-from vlscore_lib.errors import VLScoreError
+from vlscore_label import add_format_option, read_formats
+from vlscore_lib.files import check_new_folder
 from vlscore_lib.labelling.crops import cut_crops, read_kept
 from vlscore_lib.labelling.formats import write_labels
 from vlscore_lib.labelling.labels import Journal
@@ -24,12 +24,7 @@ def add_from_crops_options(add) -> None:
     add_folders(add)
     add("--crops", required=True, metavar="DIR", help="folder of `vlscore crops`, without the wrong crops")
     add("--out", required=True, metavar="DIR", help="new folder for the labels of the crops that are left")
-    add(
-        "--format",
-        default="coco",
-        metavar="F",
-        help=f"{', '.join(FORMATS)}, or several joined by commas (default: %(default)s)",
-    )
+    add_format_option(add)
 
 
 def add_folders(add) -> None:
@@ -51,8 +46,7 @@ def run_from_crops(options) -> None:
     """Write the labels whose crops are left."""
     journal, formats = Journal.open(options.labels), read_formats(options.format)
     out = Path(options.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise VLScoreError(f"{out} exists and is not an empty folder: choose another one for the labels")
+    check_new_folder(out)
     photos = list(journal.photos.values())
     kept = read_kept(photos, options.crops)
     for form in formats:

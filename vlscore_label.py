@@ -38,12 +38,7 @@ def add_label_options(add, add_encoding_options) -> None:
     )
     add("--classes", metavar="A,B", help='classes to look for, such as "dog,cat,person"')
     add("--classes-file", metavar="FILE", help="file of classes to look for, one in each line")
-    add(
-        "--format",
-        default="coco",
-        metavar="F",
-        help=f"{', '.join(FORMATS)}, or several joined by commas (default: %(default)s)",
-    )
+    add_format_option(add)
     add(
         "--min-score",
         type=float,
@@ -59,6 +54,16 @@ def add_label_options(add, add_encoding_options) -> None:
     add_shared_options(add, add_encoding_options)
     add("--skip-bad", action="store_true", help="leave out photos that cannot be used, and list them")
     add_cluster_options(add)
+
+
+def add_format_option(add) -> None:
+    """Add the formats of the labels, for `label` and `from-crops`."""
+    add(
+        "--format",
+        default="coco",
+        metavar="F",
+        help=f"{', '.join(FORMATS)}, or several joined by commas (default: %(default)s)",
+    )
 
 
 def add_search_options(add, add_encoding_options) -> None:

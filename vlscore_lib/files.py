@@ -37,6 +37,17 @@ def write_whole(path, content: bytes) -> None:
         raise
 
 
+def check_new_folder(path) -> None:
+    """Check that a folder to write into does not exist yet, or is empty.
+
+    Raises:
+        VLScoreError: it holds something, or is a file.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise VLScoreError(f"{path} exists and is not an empty folder: choose another one")
+
+
 def _umask():
     current = os.umask(0)
     os.umask(current)

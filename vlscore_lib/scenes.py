@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from vlscore_lib.errors import VLScoreError
+from vlscore_lib.files import check_new_folder
 
 # Hue ± spread in degrees, saturation and value (lowest, highest), synonym.
 COLOURS = {
@@ -295,8 +296,7 @@ def write_scenes(
         VLScoreError: the folder is not empty.
         OSError: the folder cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise VLScoreError(f"{out} exists and is not an empty folder: give a new one")
+    check_new_folder(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as part:
         _write_to(Path(part) / "scenes", count, seed, size, objects, same)

@@ -1,6 +1,7 @@
 """The commands `crops` and `from-crops`: cut, delete, move, and write what is left."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -90,6 +91,16 @@ def test_deleted_crops_go_and_moved_ones_change_their_class(run, labels):
     assert len((labels / "checked" / "labels" / "one.txt").read_text().splitlines()) == 2
 
 
+def test_a_photo_may_have_any_name_that_the_file_system_has(run, labels):
+    name = os.fsdecode(b"caf\xe9.png")  # Latin-1, no UTF-8
+    shutil.copy(labels / "photos" / "none.png", labels / "photos" / name)
+    box = vlscore.LabelledBox("cat", 1.0, (0, 0, 9, 9))
+    vlscore.Journal.open(labels / "labels").add(vlscore.LabelledPhoto(name, (50, 50), [box]))
+    assert cut(run, labels)[0] == 0
+    code, out, _ = write(run, labels)
+    assert (code, "4 of 4 boxes kept" in out) == (0, True)
+
+
 def test_folders_may_be_deleted_whole(run, labels):
     cut(run, labels)
     shutil.rmtree(labels / "crops" / "a_b")
@@ -105,6 +116,10 @@ def add_photo(labels):
 DAMAGE = {
     "no crops": (lambda folder: shutil.rmtree(folder / "crops"), "holds no crops.json"),
     "a list that is none": (lambda folder: (folder / "crops" / "crops.json").write_text("{"), "crops.json"),
+    "a list of nothing": (
+        lambda folder: (folder / "crops" / "crops.json").write_text('{"crops": [1]}'),
+        "crops.json is damaged",
+    ),
     "other labels": (add_photo, "cut from other labels, or before the last photos"),
     "a stranger": (
         lambda folder: shutil.copy(

@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 from vlscore_lib.errors import VLScoreError
-from vlscore_lib.files import read_json, write_whole
+from vlscore_lib.files import check_new_folder, write_whole
 from vlscore_lib.labelling.labels import LabelledPhoto
 
 LIST = "crops.json"
@@ -44,8 +44,7 @@ def cut_crops(photos: list[LabelledPhoto], classes: list[str], folder, out, prog
     from vlscore_lib.images import load_image
 
     out, folders, rows = Path(out), name_folders(classes), []
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise VLScoreError(f"{out} exists and is not an empty folder: choose another one for the crops")
+    check_new_folder(out)
     for name in folders.values():
         (out / name).mkdir(parents=True, exist_ok=True)
     for photo in progress(photos):
@@ -74,17 +73,21 @@ def read_kept(photos: list[LabelledPhoto], crops) -> list[LabelledPhoto]:
         VLScoreError: the folder holds no crops, or those of other labels; or a crop lies where none belongs.
     """
     crops = Path(crops)
-    if not (crops / LIST).is_file():
-        raise VLScoreError(f"{crops} holds no {LIST}: give the folder that `vlscore crops` wrote")
-    facts = read_json(crops / LIST)
+    try:
+        facts = json.loads((crops / LIST).read_text("utf-8", "surrogateescape"))
+        listed = [tuple(row[1:]) for row in facts["crops"]]
+        classes = {folder: name for name, folder in facts["folders"].items()}
+    except OSError:
+        raise VLScoreError(f"{crops} holds no {LIST}: give the folder that `vlscore crops` wrote") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VLScoreError(f"{crops / LIST} is damaged ({error}): cut the crops anew") from None
     boxes = [
         (photo.place, each.label, each.score, list(each.box)) for photo in photos for each in photo.boxes
     ]
-    if [tuple(row[1:]) for row in facts["crops"]] != boxes:
+    if listed != boxes:
         raise VLScoreError(
             f"{crops} was cut from other labels, or before the last photos: cut the crops anew"
         )
-    classes = {folder: name for name, folder in facts["folders"].items()}
     numbers = {row[0]: n for n, row in enumerate(facts["crops"])}
     kept = {}
     for path in sorted(crops.rglob(f"*{ENDING}")):

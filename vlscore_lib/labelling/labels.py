@@ -127,7 +127,7 @@ class Journal:
         content = self.file.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         try:
-            first, *lines = map(json.loads, whole.decode().splitlines())
+            first, *lines = map(json.loads, whole.decode("utf-8", "surrogateescape").split("\n")[:-1])
             other = first["parameters"] != self.parameters
             for line in [] if other else lines:
                 if "skipped" in line:
